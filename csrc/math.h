@@ -1,0 +1,210 @@
+// Elementary functions on sixteen floats at once, and loads and stores of every element type.
+//
+// NaN stays NaN and infinities take their limits, at every instruction set; errors are a few units in the
+// last place (tests/ops/test_selective_scan.py checks them through the operators).
+#pragma once
+
+#include "common.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace STATESCAN_LEVEL {
+
+// ---- element types -------------------------------------------------------------------------------------------
+
+template <typename T>
+inline vfloat load_as_float(const T* p) {
+    vfloat out;
+    for (int i = 0; i < kLanes; ++i) out[i] = to_float(p[i]);
+    return out;
+}
+template <typename T>
+inline void store_from_float(T* p, vfloat v) {
+    for (int i = 0; i < kLanes; ++i) p[i] = from_float<T>(v[i]);
+}
+
+template <>
+inline vfloat load_as_float(const float* p) {
+    return load(p);
+}
+template <>
+inline void store_from_float(float* p, vfloat v) {
+    store(p, v);
+}
+
+typedef uint32_t vuint __attribute__((vector_size(64)));
+typedef uint16_t vushort __attribute__((vector_size(32)));
+typedef uint16_t vushort_unaligned __attribute__((vector_size(32), aligned(2)));
+
+template <>
+inline vfloat load_as_float(const bfloat16* p) {
+    vushort bits = *reinterpret_cast<const vushort_unaligned*>(p);
+    return (vfloat)(__builtin_convertvector(bits, vuint) << 16);
+}
+template <>
+inline void store_from_float(bfloat16* p, vfloat v) {
+    vuint bits = (vuint)v;
+    vuint rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // nearest even
+    vuint quiet = (bits >> 16) | 0x40u;
+    vuint out = (bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded;
+    *reinterpret_cast<vushort_unaligned*>(p) = __builtin_convertvector(out, vushort);
+}
+
+#if defined(__AVX512F__)
+constexpr __mmask16 kAllLanes = 0xffff;  // GCC 12 warns about the intrinsics that take no mask
+
+template <>
+inline vfloat load_as_float(const float16* p) {
+    return (vfloat)_mm512_maskz_cvtph_ps(kAllLanes, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+template <>
+inline void store_from_float(float16* p, vfloat v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtps_ph(kAllLanes, (__m512)v, _MM_FROUND_TO_NEAREST_INT));
+}
+#elif defined(__F16C__)
+template <>
+inline vfloat load_as_float(const float16* p) {
+    vfloat out;
+    const __m128i* halves = reinterpret_cast<const __m128i*>(p);
+    float* o = reinterpret_cast<float*>(&out);
+    _mm256_storeu_ps(o, _mm256_cvtph_ps(_mm_loadu_si128(halves)));
+    _mm256_storeu_ps(o + 8, _mm256_cvtph_ps(_mm_loadu_si128(halves + 1)));
+    return out;
+}
+template <>
+inline void store_from_float(float16* p, vfloat v) {
+    __m128i* halves = reinterpret_cast<__m128i*>(p);
+    const float* values = reinterpret_cast<const float*>(&v);
+    _mm_storeu_si128(halves, _mm256_cvtps_ph(_mm256_loadu_ps(values), _MM_FROUND_TO_NEAREST_INT));
+    _mm_storeu_si128(halves + 1, _mm256_cvtps_ph(_mm256_loadu_ps(values + 8), _MM_FROUND_TO_NEAREST_INT));
+}
+#endif
+
+// The first `count` of sixteen elements, for widths that are not a multiple of sixteen; the others are zero.
+template <typename T>
+inline vfloat load_some(const T* p, int count) {
+    if (count >= kLanes) return load_as_float(p);
+    vfloat out{};
+    for (int i = 0; i < count; ++i) out[i] = to_float(p[i]);
+    return out;
+}
+template <typename T>
+inline void store_some(T* p, vfloat v, int count) {
+    if (count >= kLanes) return store_from_float(p, v);
+    for (int i = 0; i < count; ++i) p[i] = from_float<T>(v[i]);
+}
+#if defined(__AVX512F__)
+template <>
+inline vfloat load_some(const float* p, int count) {
+    return (vfloat)_mm512_maskz_loadu_ps(__mmask16((1u << (count < kLanes ? count : kLanes)) - 1u), p);
+}
+template <>
+inline void store_some(float* p, vfloat v, int count) {
+    _mm512_mask_storeu_ps(p, __mmask16((1u << (count < kLanes ? count : kLanes)) - 1u), (__m512)v);
+}
+#endif
+
+// ---- arithmetic ----------------------------------------------------------------------------------------------
+
+// Where a comparison with NaN fails, the second operand is returned: pass the value that may be NaN second.
+#if defined(__AVX512F__)
+inline vfloat minimum(vfloat bound, vfloat v) { return (vfloat)_mm512_maskz_min_ps(kAllLanes, (__m512)bound, (__m512)v); }
+inline vfloat maximum(vfloat bound, vfloat v) { return (vfloat)_mm512_maskz_max_ps(kAllLanes, (__m512)bound, (__m512)v); }
+#else
+inline vfloat minimum(vfloat bound, vfloat v) { return bound < v ? bound : v; }
+inline vfloat maximum(vfloat bound, vfloat v) { return bound > v ? bound : v; }
+#endif
+
+inline vfloat absolute(vfloat v) { return (vfloat)((vint)v & 0x7fffffff); }
+
+inline float horizontal_sum(vfloat v) {
+    float sum = 0;
+    for (int i = 0; i < kLanes; ++i) sum += v[i];
+    return sum;
+}
+
+// p(f) * 2^n for whole n, exact up to the final rounding, down through the subnormals and up to infinity.
+inline vfloat scale_by_power_of_two(vfloat p, vfloat n) {
+#if defined(__AVX512F__)
+    return (vfloat)_mm512_maskz_scalef_ps(kAllLanes, (__m512)p, (__m512)n);
+#else
+    // In two steps, so that neither factor leaves the range of normal floats.
+    vint whole = __builtin_convertvector(n, vint), half = whole >> 1;
+    vfloat first = (vfloat)((half + 127) << 23), second = (vfloat)((whole - half + 127) << 23);
+    return p * first * second;
+#endif
+}
+
+// The nearest whole number, for |v| < 2^22.
+inline vfloat nearest(vfloat v) {
+#if defined(__AVX512F__)
+    return (vfloat)_mm512_maskz_roundscale_ps(kAllLanes, (__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+    const vfloat magic = splat(12582912.0f);  // 1.5 * 2^23: the sum has no bits left for a fraction
+    vfloat sum = v + magic;
+    asm("" : "+m"(sum));  // or the compiler may fold the addition away
+    return sum - magic;
+#endif
+}
+
+// 2^v. A polynomial of degree 6 on [-1/2, 1/2], exactly 1 at 0: a scan multiplies thousands of these, so a
+// biased result at small arguments would add up.
+inline vfloat exp2(vfloat v) {
+#if !defined(__AVX512F__)
+    v = maximum(splat(-160.0f), minimum(splat(130.0f), v));
+#endif
+    vfloat n = nearest(v), f = v - n;
+    vfloat p = splat(1.53533619e-4f);
+    p = p * f + 1.33988744e-3f;
+    p = p * f + 9.61843736e-3f;
+    p = p * f + 5.55033247e-2f;
+    p = p * f + 2.40226479e-1f;
+    p = p * f + 6.93147203e-1f;
+    p = p * f + 1.0f;
+    return scale_by_power_of_two(p, n);
+}
+
+constexpr float kLog2E = 1.44269504088896341f;
+
+// e^v, reduced by ln 2 in two parts: as exact at -80 as at 0.
+inline vfloat exp(vfloat v) {
+    v = maximum(splat(-110.0f), minimum(splat(90.0f), v));
+    vfloat n = nearest(v * kLog2E);
+    vfloat f = (v - n * 0.693359375f) + n * 2.12194440e-4f;
+    vfloat p = splat(1.98412698e-4f);
+    p = p * f + 1.38888889e-3f;
+    p = p * f + 8.33333333e-3f;
+    p = p * f + 4.16666667e-2f;
+    p = p * f + 1.66666667e-1f;
+    p = p * f + 0.5f;
+    p = p * f + 1.0f;
+    p = p * f + 1.0f;
+    return scale_by_power_of_two(p, n);
+}
+
+// 1 / (1 + e^-v)
+inline vfloat sigmoid(vfloat v) { return 1.0f / (1.0f + exp(-v)); }
+
+// v / (1 + e^-v)
+inline vfloat silu(vfloat v) { return v / (1.0f + exp(-v)); }
+
+// The derivative of silu, given s = sigmoid(v).
+inline vfloat silu_slope(vfloat v, vfloat s) { return s * (1.0f + v * (1.0f - s)); }
+
+// log(1 + e^v) = max(v, 0) + log1p(u), u = e^-|v| in (0, 1]; log1p(u) = 2 artanh(u / (2 + u)), which keeps the
+// relative precision of small results. Its derivative is sigmoid(v).
+inline vfloat softplus(vfloat v) {
+    vfloat u = exp(-absolute(v));
+    vfloat s = u / (2.0f + u), q = s * s;
+    vfloat p = splat(1.40122460e-1f);
+    p = p * q + 1.39995670e-1f;
+    p = p * q + 2.00108500e-1f;
+    p = p * q + 3.33332070e-1f;
+    p = p * q + 1.0f;
+    vfloat positive = v > 0.0f ? v : vfloat{};
+    return positive + 2.0f * s * p;
+}
+
+}  // namespace STATESCAN_LEVEL

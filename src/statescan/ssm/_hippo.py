@@ -153,7 +153,8 @@ def transition(measure: str, state_dim: int, **options: float) -> tuple[Tensor, 
     unknown = set(options) - accepted
     if unknown:
         raise ValueError(
-            f"options: measure {measure!r} takes {', '.join(sorted(accepted)) or 'none'}, got {', '.join(sorted(unknown))}"
+            f"options: measure {measure!r} takes {', '.join(sorted(accepted)) or 'none'}, "
+            f"got {', '.join(sorted(unknown))}"
         )
     return _TRANSITIONS[name](state_dim, **options)
 

@@ -1,0 +1,130 @@
+"""What every operator checks of its arguments, in one voice: operator, argument, what was given, what is accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+COMPLEX = (torch.complex64, torch.complex128)
+
+
+def floating(
+    name: str,
+    label: str,
+    tensor: Tensor | None,
+    *,
+    ndim: int | None = None,
+    shape: Sequence[int | None] | None = None,
+    complex_too: bool = False,
+) -> None:
+    """Check that an argument is a floating tensor (or complex, if allowed) of a shape; None passes."""
+    if tensor is None:
+        return
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: {label} must be a tensor, not {type(tensor).__name__}")
+    accepted = FLOATING + COMPLEX if complex_too else FLOATING
+    if tensor.dtype not in accepted:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in accepted)
+        given = str(tensor.dtype).removeprefix("torch.")
+        raise TypeError(f"{name}: {label} has dtype {given}; accepted: {names}")
+    if ndim is not None and tensor.ndim != ndim:
+        raise ValueError(f"{name}: {label} has shape {tuple(tensor.shape)}; expected {ndim} dimensions")
+    if shape is not None:
+        fits(name, label, tensor, shape)
+
+
+def fits(name: str, label: str, tensor: Tensor, shape: Sequence[int | None]) -> None:
+    """Check a tensor's shape; None in `shape` stands for any size."""
+    same = tensor.ndim == len(shape) and all(
+        want is None or have == want for have, want in zip(tensor.shape, shape, strict=True)
+    )
+    if not same:
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name}: {label} has shape {tuple(tensor.shape)}; expected ({wanted})")
+
+
+def same_device(name: str, **tensors: Tensor | None) -> None:
+    """Check that all tensors are on the device of the first."""
+    first: tuple[str, torch.device] | None = None
+    for label, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if first is None:
+            first = label, tensor.device
+        elif tensor.device != first[1]:
+            raise ValueError(
+                f"{name}: {label} is on {tensor.device}, {first[0]} on {first[1]}; expected one device"
+            )
+
+
+def boundaries(name: str, resets: Tensor | None, offsets: Tensor | None, batch: int, length: int) -> int:
+    """Check the marks of sequence boundaries; gives the number of sequences, which is that of states."""
+    if resets is not None and offsets is not None:
+        raise ValueError(f"{name}: resets and offsets say the same thing; give one of them")
+    if resets is not None:
+        if not isinstance(resets, Tensor) or resets.dtype != torch.bool:
+            raise TypeError(
+                f"{name}: resets must be a bool tensor, not {getattr(resets, 'dtype', type(resets).__name__)}"
+            )
+        fits(name, "resets", resets, (batch, length))
+    if offsets is None:
+        return batch
+    if not isinstance(offsets, Tensor) or offsets.dtype != torch.int64:
+        raise TypeError(
+            f"{name}: offsets must be an int64 tensor, not {getattr(offsets, 'dtype', type(offsets).__name__)}"
+        )
+    if batch != 1:
+        raise ValueError(
+            f"{name}: with offsets the batch must be 1, not {batch}: pack the sequences end to end"
+        )
+    if offsets.ndim != 1 or offsets.shape[0] < 2:
+        raise ValueError(f"{name}: offsets has shape {tuple(offsets.shape)}; expected (sequences + 1,)")
+    return offsets.shape[0] - 1
+
+
+def offsets_values(name: str, offsets: Tensor | None, length: int) -> None:
+    """Check that offsets rise from 0 to the length. Reads values: for registered bodies, where tensors are real.
+
+    Only on a CPU; on a GPU reading them would stop the stream.
+    """
+    if offsets is None or offsets.device.type != "cpu":
+        return
+    values = offsets.tolist()
+    if values[0] != 0 or values[-1] != length or any(a > b for a, b in zip(values, values[1:], strict=False)):
+        shown = values if len(values) <= 8 else f"[{values[0]}, {values[1]}, …, {values[-1]}]"
+        raise ValueError(f"{name}: offsets must rise from 0 to the length {length}, not {shown}")
+
+
+def no_nan(name: str, label: str, tensor: Tensor) -> None:
+    """Refuse NaN in a small parameter on a CPU. For registered bodies, where tensors are real."""
+    # The sum is cheap and NaN if any element is; infinities of both signs make it NaN too, hence the second look.
+    if tensor.device.type == "cpu" and torch.isnan(tensor.sum()) and torch.isnan(tensor).any():
+        count = int(torch.isnan(tensor).sum())
+        raise ValueError(f"{name}: {label} holds NaN ({count} of {tensor.numel()} elements)")
+
+
+def vector_jacobian_product(
+    function: Callable[..., tuple[Tensor, ...]],
+    arguments: Sequence[Any],
+    inputs: int,
+    grad_outputs: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """The gradients of a reference in its first `inputs` arguments, by autograd; None for absent arguments."""
+    with torch.enable_grad():
+        leaves = [a if a is None else a.detach().requires_grad_() for a in arguments[:inputs]]
+        outputs = function(*leaves, *arguments[inputs:])
+        pairs = [
+            (y, g) for y, g in zip(outputs, grad_outputs, strict=True) if g is not None and y.requires_grad
+        ]
+        present = [leaf for leaf in leaves if leaf is not None]
+        if not pairs:
+            return [None if leaf is None else torch.zeros_like(leaf) for leaf in leaves]
+        found = torch.autograd.grad(
+            [y for y, _ in pairs], present, [g for _, g in pairs], allow_unused=True, materialize_grads=True
+        )
+    gradients = iter(found)
+    return [None if leaf is None else next(gradients) for leaf in leaves]

@@ -144,7 +144,6 @@ inline vfloat nearest(vfloat v) {
 #else
     const vfloat magic = splat(12582912.0f);  // 1.5 * 2^23: the sum has no bits left for a fraction
     vfloat sum = v + magic;
-    asm("" : "+m"(sum));  // or the compiler may fold the addition away
     return sum - magic;
 #endif
 }

@@ -1,7 +1,8 @@
-"""What every operator checks of its arguments, in one voice: operator, argument, what was given, what is accepted."""
+"""What operators check of their arguments, in one voice: operator, argument, given, accepted."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -56,9 +57,7 @@ def same_device(name: str, **tensors: Tensor | None) -> None:
         if first is None:
             first = label, tensor.device
         elif tensor.device != first[1]:
-            raise ValueError(
-                f"{name}: {label} is on {tensor.device}, {first[0]} on {first[1]}; expected one device"
-            )
+            raise ValueError(f"{name}: {label} is on {tensor.device} but {first[0]} on {first[1]}")
 
 
 def boundaries(name: str, resets: Tensor | None, offsets: Tensor | None, batch: int, length: int) -> int:
@@ -66,42 +65,40 @@ def boundaries(name: str, resets: Tensor | None, offsets: Tensor | None, batch: 
     if resets is not None and offsets is not None:
         raise ValueError(f"{name}: resets and offsets say the same thing; give one of them")
     if resets is not None:
-        if not isinstance(resets, Tensor) or resets.dtype != torch.bool:
-            raise TypeError(
-                f"{name}: resets must be a bool tensor, not {getattr(resets, 'dtype', type(resets).__name__)}"
-            )
+        _typed(name, "resets", resets, torch.bool)
         fits(name, "resets", resets, (batch, length))
     if offsets is None:
         return batch
-    if not isinstance(offsets, Tensor) or offsets.dtype != torch.int64:
-        raise TypeError(
-            f"{name}: offsets must be an int64 tensor, not {getattr(offsets, 'dtype', type(offsets).__name__)}"
-        )
+    _typed(name, "offsets", offsets, torch.int64)
     if batch != 1:
-        raise ValueError(
-            f"{name}: with offsets the batch must be 1, not {batch}: pack the sequences end to end"
-        )
+        raise ValueError(f"{name}: offsets pack sequences end to end into a batch of 1, not {batch}")
     if offsets.ndim != 1 or offsets.shape[0] < 2:
         raise ValueError(f"{name}: offsets has shape {tuple(offsets.shape)}; expected (sequences + 1,)")
     return offsets.shape[0] - 1
 
 
-def offsets_values(name: str, offsets: Tensor | None, length: int) -> None:
-    """Check that offsets rise from 0 to the length. Reads values: for registered bodies, where tensors are real.
+def _typed(name: str, label: str, tensor: Tensor, dtype: torch.dtype) -> None:
+    if not isinstance(tensor, Tensor) or tensor.dtype != dtype:
+        given = str(getattr(tensor, "dtype", type(tensor).__name__)).removeprefix("torch.")
+        raise TypeError(f"{name}: {label} must be a {str(dtype).removeprefix('torch.')} tensor, not {given}")
 
-    Only on a CPU; on a GPU reading them would stop the stream.
+
+def offsets_values(name: str, offsets: Tensor | None, length: int) -> None:
+    """Check that offsets rise from 0 to the length, on a CPU; reading them on a GPU would stop its stream.
+
+    It looks at values, so it belongs in registered bodies, where tensors are real.
     """
     if offsets is None or offsets.device.type != "cpu":
         return
     values = offsets.tolist()
-    if values[0] != 0 or values[-1] != length or any(a > b for a, b in zip(values, values[1:], strict=False)):
+    if values[0] != 0 or values[-1] != length or any(a > b for a, b in itertools.pairwise(values)):
         shown = values if len(values) <= 8 else f"[{values[0]}, {values[1]}, …, {values[-1]}]"
         raise ValueError(f"{name}: offsets must rise from 0 to the length {length}, not {shown}")
 
 
 def no_nan(name: str, label: str, tensor: Tensor) -> None:
-    """Refuse NaN in a small parameter on a CPU. For registered bodies, where tensors are real."""
-    # The sum is cheap and NaN if any element is; infinities of both signs make it NaN too, hence the second look.
+    """Refuse NaN in a small parameter, on a CPU. It looks at values, so it belongs in registered bodies."""
+    # The sum is cheap and NaN if any element is. Infinities of both signs make it NaN too: a second look.
     if tensor.device.type == "cpu" and torch.isnan(tensor.sum()) and torch.isnan(tensor).any():
         count = int(torch.isnan(tensor).sum())
         raise ValueError(f"{name}: {label} holds NaN ({count} of {tensor.numel()} elements)")
@@ -113,13 +110,12 @@ def vector_jacobian_product(
     inputs: int,
     grad_outputs: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
-    """The gradients of a reference in its first `inputs` arguments, by autograd; None for absent arguments."""
+    """The gradients of a reference in its first `inputs` arguments, by autograd; None where one is absent."""
     with torch.enable_grad():
         leaves = [a if a is None else a.detach().requires_grad_() for a in arguments[:inputs]]
         outputs = function(*leaves, *arguments[inputs:])
-        pairs = [
-            (y, g) for y, g in zip(outputs, grad_outputs, strict=True) if g is not None and y.requires_grad
-        ]
+        both = zip(outputs, grad_outputs, strict=True)
+        pairs = [(y, g) for y, g in both if g is not None and y.requires_grad]
         present = [leaf for leaf in leaves if leaf is not None]
         if not pairs:
             return [None if leaf is None else torch.zeros_like(leaf) for leaf in leaves]

@@ -6,6 +6,7 @@ equation 2 with the zero-order hold for A and Euler's rule for B, as its publish
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from statescan.ops import _checks as checks
 from statescan.ops._dispatch import LIBRARY, Implementation, Operator, register
 
-#: The forward kernels keep the state before every 64th position of each sequence; the gradient recomputes between.
+#: Kernels keep the state before every 64th position of each sequence; the gradient recomputes those between.
 CHECKPOINT_INTERVAL = 64
 
 
@@ -57,12 +58,12 @@ def selective_scan(
         delta_softplus: whether the step is the softplus of delta + delta_bias.
         initial_state: (batch, channels, states); with offsets, (sequences, channels, states).
         resets: (batch, length) bool; where True, the state is zeroed before that position.
-        offsets: (sequences + 1,) int64, cumulative lengths from 0 to length, of sequences packed into a batch of 1.
+        offsets: (sequences + 1,) int64, cumulative lengths, from 0 to length, of sequences packed into one row.
         return_last_state: return the state after the last position (of each sequence) as well.
 
     Returns:
-        y, shaped and typed as x; with `return_last_state` the pair (y, last state), the state in float32 (complex64
-        for complex A), or float64 (complex128) for float64 input. Both are differentiable in every floating input.
+        y, shaped and typed as x; with `return_last_state` the pair (y, last state). The state is float32 (complex64
+        for complex A), or float64 (complex128) for float64 input. Both have gradients in every floating input.
 
     Raises:
         ValueError: a shape does not fit, A holds NaN, or resets and offsets are both given.
@@ -112,15 +113,14 @@ def selective_scan_reference(
         step = F.softplus(step)
     batch, length, channels = x.shape
     sequences = batch if offsets is None else len(offsets) - 1
-    state = initial_state
-    if state is None:
-        state = torch.zeros(
-            sequences, channels, A.shape[1], dtype=(u[:0].sum() * A[:0].sum()).dtype, device=x.device
-        )
+    kind = torch.promote_types(A.dtype, wide)
+    if initial_state is None:
+        initial_state = A.new_zeros(sequences, channels, A.shape[1], dtype=kind)
+    state = initial_state.to(kind)
     outputs: list[Tensor] = []
     last_states: list[Tensor] = []
     bounds = [0, length] if offsets is None else offsets.tolist()
-    for sequence, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for sequence, (start, end) in enumerate(itertools.pairwise(bounds)):
         h = state if offsets is None else state[sequence : sequence + 1]
         for t in range(start, end):
             if resets is not None:
@@ -214,9 +214,7 @@ def _bind(
     return (*tensors, resets, offsets, bool(delta_softplus), save_states)
 
 
-def _bind_rows(
-    name: str, label: str, weights: Tensor, sizes: tuple[int, int, int, int], kind: torch.dtype
-) -> Tensor:
+def _bind_rows(name: str, label: str, weights: Tensor, sizes: tuple[int, int, int, int], kind: torch.dtype) -> Tensor:
     """B or C as the registered operator takes it: (channels, states) or (batch, length, groups, states)."""
     batch, length, channels, states = sizes
     if weights.ndim == 2:
@@ -239,20 +237,21 @@ def _bind_rows(
 
 
 def _narrow(tensor: Tensor, wide: torch.dtype) -> Tensor:
-    """Kernels read every narrow type; only float64 among narrower, or narrower among float64, is converted."""
+    """Kernels read all narrow types side by side, but float64 only by itself."""
     return tensor.to(wide) if torch.float64 in (tensor.dtype, wide) else tensor
 
 
 # ---- registration ----------------------------------------------------------------------------------------------
 
 _ARGUMENTS = (
-    "Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
-    "Tensor? initial_state, Tensor? resets, Tensor? offsets, bool delta_softplus, bool save_states"
+    "Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
+    "Tensor? delta_bias, Tensor? initial_state, Tensor? resets, Tensor? offsets, bool delta_softplus, bool save_states"
 )
 LIBRARY.define(f"selective_scan({_ARGUMENTS}) -> (Tensor y, Tensor last_state, Tensor states)")
 LIBRARY.define(
     f"selective_scan_backward(Tensor? grad_y, Tensor? grad_last_state, Tensor states, {_ARGUMENTS}) -> "
-    "(Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor z, Tensor delta_bias, Tensor initial_state)"
+    "(Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor z, Tensor delta_bias, "
+    "Tensor initial_state)"
 )
 _INPUTS = 9  # the leading arguments that have a gradient
 
@@ -264,8 +263,11 @@ def _sequences(x: Tensor, offsets: Tensor | None) -> int:
 
 
 def _states_shape(x: Tensor, A: Tensor, offsets: Tensor | None) -> tuple[int, int, int]:
-    """(checkpoints, states, channels). Sequence s, whose first row of batch * length is r, has its checkpoints from
-    r // 64 + s on: room enough for any lengths, and known from shapes alone."""
+    """(checkpoints, states, channels).
+
+    Sequence s, whose first row among all batch * length rows is r, has its checkpoints from r // 64 + s on: there
+    is room for any lengths, and the size is known from shapes alone.
+    """
     rows = x.shape[0] * x.shape[1]
     return rows // CHECKPOINT_INTERVAL + _sequences(x, offsets), A.shape[1], A.shape[0]
 
@@ -280,7 +282,9 @@ def _run(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _run_backward(
     grad_y: Tensor | None, grad_last_state: Tensor | None, states: Tensor, *args: Any
 ) -> tuple[Tensor, ...]:
-    gradients = OPERATOR.choose(*args).backward(grad_y, grad_last_state, states, *args)
+    backward = OPERATOR.choose(*args).backward
+    assert backward is not None
+    gradients = backward(grad_y, grad_last_state, states, *args)
     return tuple(args[0].new_empty(0) if g is None else g for g in gradients)
 
 
@@ -298,7 +302,7 @@ def _fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _fake_backward(
     grad_y: Tensor | None, grad_last_state: Tensor | None, states: Tensor, *args: Any
 ) -> tuple[Tensor, ...]:
-    x, A, offsets = args[0], args[2], args[10]
+    x = args[0]
     return tuple(
         x.new_empty(0) if t is None else torch.empty_like(t, memory_format=torch.contiguous_format)
         for t in args[:_INPUTS]
@@ -311,13 +315,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     ctx.options = inputs[11:]
 
 
-def _differentiate(
-    ctx: Any, grad_y: Tensor | None, grad_last_state: Tensor | None, _: Any
-) -> tuple[Any, ...]:
+def _differentiate(ctx: Any, grad_y: Tensor | None, grad_last_state: Tensor | None, _: Any) -> tuple[Any, ...]:
     *tensors, states = ctx.saved_tensors
-    gradients = torch.ops.statescan.selective_scan_backward(
-        grad_y, grad_last_state, states, *tensors, *ctx.options
-    )
+    gradients = torch.ops.statescan.selective_scan_backward(grad_y, grad_last_state, states, *tensors, *ctx.options)
     present = [g if t is not None else None for g, t in zip(gradients, tensors, strict=False)]
     return (*present, None, None, None, None)
 
@@ -329,12 +329,12 @@ torch.library.register_fake("statescan::selective_scan_backward", _fake_backward
 torch.library.register_autograd("statescan::selective_scan", _differentiate, setup_context=_save, lib=LIBRARY)
 
 
-# ---- reference -------------------------------------------------------------------------------------------------
+# ---- reference ---------------------------------------------------------------------------------------------
 
 
 def _call_reference(*args: Any) -> tuple[Tensor, Tensor]:
     x, delta, A, B, C, D, z, delta_bias, initial_state, resets, offsets, delta_softplus, _ = args
-    return selective_scan_reference(
+    y, last_state = selective_scan_reference(
         x,
         delta,
         A,
@@ -349,6 +349,7 @@ def _call_reference(*args: Any) -> tuple[Tensor, Tensor]:
         offsets=offsets,
         return_last_state=True,
     )
+    return y, last_state
 
 
 def _reference_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -130,20 +130,7 @@ def _bind(
     rows = []
     for label, weights in (("B", B), ("C", C)):
         checks.floating(name, label, weights, complex_too=is_complex)
-        if weights.ndim == 3:
-            checks.fits(name, label, weights, (batch, None, states))
-            groups = weights.shape[1]
-            if groups == 0 or channels % groups:
-                raise ValueError(
-                    f"{name}: {label} has {groups} groups, which do not divide {channels} channels"
-                )
-        elif tuple(weights.shape) not in ((batch, states), (channels, states)):
-            raise ValueError(
-                f"{name}: {label} has shape {tuple(weights.shape)}; accepted: (batch, states), "
-                f"(batch, groups, states) or (channels, states), here ({batch}, {states}), ({batch}, groups, {states}) "
-                f"or ({channels}, {states})"
-            )
-        rows.append(weights.to(kind))
+        rows.append(_bind_row(name, label, weights, (batch, channels, states)).to(kind))
     checks.floating(name, "D", D, shape=(channels,))
     checks.floating(name, "z", z, shape=(batch, channels))
     checks.floating(name, "delta_bias", delta_bias, shape=(channels,))
@@ -161,16 +148,35 @@ def _bind(
     )
 
 
+def _bind_row(name: str, label: str, weights: Tensor, sizes: tuple[int, int, int]) -> Tensor:
+    """B or C as (batch, groups, states)."""
+    batch, channels, states = sizes
+    shape = tuple(weights.shape)
+    if shape == (batch, states):
+        return weights[:, None]
+    if shape == (channels, states):
+        return weights.expand(batch, channels, states)
+    if len(shape) != 3 or shape[::2] != (batch, states):
+        raise ValueError(
+            f"{name}: {label} has shape {shape}; accepted: ({batch}, {states}) for (batch, states), "
+            f"({batch}, groups, {states}), or ({channels}, {states}) for (channels, states)"
+        )
+    if shape[1] == 0 or channels % shape[1]:
+        raise ValueError(f"{name}: {label} has {shape[1]} groups, which do not divide {channels} channels")
+    return weights
+
+
 # ---- registration ----------------------------------------------------------------------------------------------
 
 _ARGUMENTS = (
-    "Tensor state, Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
-    "bool delta_softplus"
+    "Tensor state, Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
+    "Tensor? delta_bias, bool delta_softplus"
 )
 LIBRARY.define(f"selective_state_step({_ARGUMENTS}) -> (Tensor y, Tensor new_state)")
 LIBRARY.define(
     f"selective_state_step_backward(Tensor? grad_y, Tensor? grad_state, {_ARGUMENTS}) -> "
-    "(Tensor state, Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor z, Tensor delta_bias)"
+    "(Tensor state, Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor z, "
+    "Tensor delta_bias)"
 )
 _INPUTS = 9  # the leading arguments that have a gradient
 
@@ -218,9 +224,7 @@ LIBRARY.impl("selective_state_step", _run, "CompositeExplicitAutograd")
 LIBRARY.impl("selective_state_step_backward", _run_backward, "CompositeExplicitAutograd")
 torch.library.register_fake("statescan::selective_state_step", _fake, lib=LIBRARY)
 torch.library.register_fake("statescan::selective_state_step_backward", _fake_backward, lib=LIBRARY)
-torch.library.register_autograd(
-    "statescan::selective_state_step", _differentiate, setup_context=_save, lib=LIBRARY
-)
+torch.library.register_autograd("statescan::selective_state_step", _differentiate, setup_context=_save, lib=LIBRARY)
 
 
 def _reference(*args: Any) -> tuple[Tensor, Tensor]:

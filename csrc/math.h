@@ -120,9 +120,11 @@ inline vfloat maximum(vfloat bound, vfloat v) { return bound > v ? bound : v; }
 inline vfloat absolute(vfloat v) { return (vfloat)((vint)v & 0x7fffffff); }
 
 inline float horizontal_sum(vfloat v) {
-    float sum = 0;
-    for (int i = 0; i < kLanes; ++i) sum += v[i];
-    return sum;
+    typedef float quarter __attribute__((vector_size(16)));
+    quarter q[4];
+    std::memcpy(q, &v, sizeof v);
+    quarter sum = (q[0] + q[1]) + (q[2] + q[3]);
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
 // p * 2^n for whole n (with AVX-512, for the whole part of n), exact up to the final rounding, down through the subnormals and up to infinity.

@@ -13,11 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from statescan.kernels import cpu_selective_scan
 from statescan.ops import _checks as checks
-from statescan.ops._dispatch import LIBRARY, Implementation, Operator, register
-
-#: Kernels keep the state before every 64th position of each sequence; the gradient recomputes those between.
-CHECKPOINT_INTERVAL = 64
+from statescan.ops._dispatch import LIBRARY, Implementation, Operator, cpu_accepts, register
 
 
 def selective_scan(
@@ -262,16 +260,6 @@ def _sequences(x: Tensor, offsets: Tensor | None) -> int:
     return x.shape[0] if offsets is None else offsets.shape[0] - 1
 
 
-def _states_shape(x: Tensor, A: Tensor, offsets: Tensor | None) -> tuple[int, int, int]:
-    """(checkpoints, states, channels).
-
-    Sequence s, whose first row among all batch * length rows is r, has its checkpoints from r // 64 + s on: there
-    is room for any lengths, and the size is known from shapes alone.
-    """
-    rows = x.shape[0] * x.shape[1]
-    return rows // CHECKPOINT_INTERVAL + _sequences(x, offsets), A.shape[1], A.shape[0]
-
-
 def _run(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     x, A, offsets = args[0], args[2], args[10]
     checks.no_nan("selective_scan", "A", A)
@@ -291,7 +279,7 @@ def _run_backward(
 def _fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     x, A, offsets, save_states = args[0], args[2], args[10], args[12]
     saves = save_states and OPERATOR.choose(*args).name != "reference"
-    checkpoints, states, channels = _states_shape(x, A, offsets)
+    checkpoints, states, channels = cpu_selective_scan.states_shape(x, A, offsets)
     return (
         torch.empty_like(x, memory_format=torch.contiguous_format),
         A.new_empty(_sequences(x, offsets), channels, states),
@@ -365,6 +353,17 @@ def _reference_backward(
     return checks.vector_jacobian_product(_call_reference, args, _INPUTS, (grad_y, grad_last_state))
 
 
-OPERATOR.implementations.append(
-    Implementation("reference", lambda *args: None, _reference_forward, _reference_backward)
-)
+def _cpu_accepts(*args: Any) -> str | None:
+    x, delta, A, B, C, D, z, delta_bias, initial_state = args[:_INPUTS]
+    if A.dtype not in (torch.float32, torch.complex64):
+        return f"no kernel for {A.dtype} A"
+    reason = cpu_accepts(x, delta, D, z, delta_bias)
+    if reason is None and not A.is_complex():
+        reason = cpu_accepts(A, B, C, initial_state)
+    return reason
+
+
+OPERATOR.implementations += [
+    Implementation("cpu", _cpu_accepts, cpu_selective_scan.forward, cpu_selective_scan.backward),
+    Implementation("reference", lambda *args: None, _reference_forward, _reference_backward),
+]

@@ -1,0 +1,220 @@
+// What the selective scan's forward and backward share: real and complex lanes, tiles, the division of work.
+//
+// Sixteen neighbouring channels make a block; a block of 64 positions is a tile. One thread owns a run of blocks
+// and walks time outside, blocks inside, so that a tile's rows of B and C are read once for all of them.
+#pragma once
+
+#include "math.h"
+
+namespace STATESCAN_LEVEL {
+
+constexpr int kTile = 64;  // positions a tile, and between saved states (CHECKPOINT_INTERVAL in Python)
+
+// ---- real and complex numbers in sixteen lanes -----------------------------------------------------------------
+
+struct complex {
+    float re, im;
+};
+struct vcomplex {
+    vfloat re, im;
+};
+
+inline vfloat broadcast(float s) { return splat(s); }
+inline vcomplex broadcast(complex s) { return {splat(s.re), splat(s.im)}; }
+
+inline vcomplex operator+(vcomplex a, vcomplex b) { return {a.re + b.re, a.im + b.im}; }
+inline vcomplex operator*(vcomplex a, vcomplex b) { return {a.re * b.re - a.im * b.im, a.re * b.im + a.im * b.re}; }
+inline vcomplex operator*(vcomplex a, vfloat s) { return {a.re * s, a.im * s}; }
+
+inline vfloat conjugate(vfloat a) { return a; }
+inline vcomplex conjugate(vcomplex a) { return {a.re, -a.im}; }
+
+// a * conj(b); Re(a b); Re(a conj(b))
+inline vfloat times_conjugate(vfloat a, vfloat b) { return a * b; }
+inline vcomplex times_conjugate(vcomplex a, vcomplex b) {
+    return {a.re * b.re + a.im * b.im, a.im * b.re - a.re * b.im};
+}
+inline vfloat real_product(vfloat a, vfloat b) { return a * b; }
+inline vfloat real_product(vcomplex a, vcomplex b) { return a.re * b.re - a.im * b.im; }
+inline vfloat real_product_conjugate(vfloat a, vfloat b) { return a * b; }
+inline vfloat real_product_conjugate(vcomplex a, vcomplex b) { return a.re * b.re + a.im * b.im; }
+
+template <typename V>
+struct Lanes;
+template <>
+struct Lanes<vfloat> {
+    typedef float Scalar;
+    // Each state stands for itself; a complex one for a conjugate pair, hence y = 2 Re(sum C h).
+    static constexpr float kPairs = 1.0f;
+};
+template <>
+struct Lanes<vcomplex> {
+    typedef complex Scalar;
+    static constexpr float kPairs = 2.0f;
+};
+
+constexpr float kLn2 = 0.69314718055994531f, kTwoPi = 6.28318530717958648f;
+
+// A is kept in units that suit its exponential: powers of two and, for the imaginary part, turns.
+inline float to_powers(float a) { return a * kLog2E; }
+inline complex to_powers(complex a) { return {a.re * kLog2E, a.im * (1.0f / kTwoPi)}; }
+
+// exp(step * A)
+inline vfloat decay(vfloat step, vfloat A) { return exp2(step * A); }
+inline vcomplex decay(vfloat step, vcomplex A) {
+    vfloat size = exp2(step * A.re), cosine, sine;
+    cos_sin_turns(step * A.im, &cosine, &sine);
+    return {size * cosine, size * sine};
+}
+
+// Re(g conj(A)) / ln 2, given A in those units: the gradient that the exponent's factor `step` receives.
+inline vfloat step_slope(vfloat g, vfloat A) { return g * A; }
+inline vfloat step_slope(vcomplex g, vcomplex A) { return g.re * A.re + (g.im * A.im) * (kTwoPi / kLn2); }
+
+inline void set_lane(vfloat& v, int lane, float s) { v[lane] = s; }
+inline void set_lane(vcomplex& v, int lane, complex s) { v.re[lane] = s.re, v.im[lane] = s.im; }
+inline float get_lane(const vfloat& v, int lane) { return v[lane]; }
+inline complex get_lane(const vcomplex& v, int lane) { return {v.re[lane], v.im[lane]}; }
+inline float sum_lanes(vfloat v) { return horizontal_sum(v); }
+inline complex sum_lanes(vcomplex v) { return {horizontal_sum(v.re), horizontal_sum(v.im)}; }
+inline complex operator+(complex a, complex b) { return {a.re + b.re, a.im + b.im}; }
+
+// ---- tiles of any element type ---------------------------------------------------------------------------------
+
+// A matrix of rows whose elements are contiguous and of type `type`.
+struct Rows {
+    const void* data;
+    int64_t stride;
+    int type;
+};
+
+template <typename T>
+inline void load_tile_as(const T* p, int64_t stride, int rows, int width, vfloat* out) {
+    if (width == kLanes) {
+        for (int r = 0; r < rows; ++r) out[r] = load_as_float(p + r * stride);
+    } else {
+        for (int r = 0; r < rows; ++r) out[r] = load_some(p + r * stride, width);
+    }
+}
+inline void load_tile(Rows m, int64_t row, int64_t column, int rows, int width, vfloat* out) {
+    const int64_t at = row * m.stride + column;
+    if (m.type == kFloat32) load_tile_as(static_cast<const float*>(m.data) + at, m.stride, rows, width, out);
+    if (m.type == kBFloat16) load_tile_as(static_cast<const bfloat16*>(m.data) + at, m.stride, rows, width, out);
+    if (m.type == kFloat16) load_tile_as(static_cast<const float16*>(m.data) + at, m.stride, rows, width, out);
+}
+
+template <typename T>
+inline void store_tile_as(T* p, int64_t stride, int rows, int width, const vfloat* in) {
+    if (width == kLanes) {
+        for (int r = 0; r < rows; ++r) store_from_float(p + r * stride, in[r]);
+    } else {
+        for (int r = 0; r < rows; ++r) store_some(p + r * stride, in[r], width);
+    }
+}
+inline void store_tile(void* p, int type, int64_t stride, int64_t row, int64_t column, int rows, int width,
+                       const vfloat* in) {
+    const int64_t at = row * stride + column;
+    if (type == kFloat32) store_tile_as(static_cast<float*>(p) + at, stride, rows, width, in);
+    if (type == kBFloat16) store_tile_as(static_cast<bfloat16*>(p) + at, stride, rows, width, in);
+    if (type == kFloat16) store_tile_as(static_cast<float16*>(p) + at, stride, rows, width, in);
+}
+
+// `count` floats a row, packed: the rows of B or C of a tile.
+template <typename T>
+inline void load_weights_as(const T* p, int64_t stride, int rows, int count, float* out) {
+    for (int r = 0; r < rows; ++r, p += stride, out += count) {
+        int n = 0;
+        for (; n + kLanes <= count; n += kLanes) store(out + n, load_as_float(p + n));
+        for (; n < count; ++n) out[n] = to_float(p[n]);
+    }
+}
+inline void load_weights(Rows m, int64_t row, int64_t column, int rows, int count, float* out) {
+    const int64_t at = row * m.stride + column;
+    if (m.type == kFloat32) load_weights_as(static_cast<const float*>(m.data) + at, m.stride, rows, count, out);
+    if (m.type == kBFloat16) load_weights_as(static_cast<const bfloat16*>(m.data) + at, m.stride, rows, count, out);
+    if (m.type == kFloat16) load_weights_as(static_cast<const float16*>(m.data) + at, m.stride, rows, count, out);
+}
+
+// ---- arguments and the division of work ------------------------------------------------------------------------
+
+// B or C: a row a position for each of `groups` runs of channels, or (groups = 0) constant, (channels, states).
+struct Weights {
+    Rows rows;
+    int64_t group_stride;
+    int64_t groups;
+};
+
+struct Problem {
+    Rows x, delta, z;
+    const void* A;  // (channels, states) of Scalar
+    Weights B, C;
+    const float *D, *delta_bias;
+    const void* initial_state;  // (sequences, channels, states) of Scalar
+    const uint8_t* resets;      // (rows,)
+    const int64_t* offsets;     // (sequences + 1,), or null: all sequences have `length` rows
+    int64_t sequences, length, channels, states;
+    bool softplus;
+
+    int64_t begin(int64_t s) const { return offsets ? offsets[s] : s * length; }
+    int64_t rows() const { return begin(sequences); }
+    // Where the saved states of sequence s begin: see _states_shape in Python.
+    int64_t checkpoint(int64_t s) const { return begin(s) / kTile + s; }
+};
+
+// Channel blocks: never across a group boundary of B or C.
+struct Blocks {
+    int64_t runs, run, per_run;  // runs of channels that share their rows of B and C; channels and blocks of a run
+
+    explicit Blocks(const Problem& p) {
+        const int64_t b = std::max<int64_t>(p.B.groups, 1), c = std::max<int64_t>(p.C.groups, 1);
+        int64_t x = b, y = c;
+        while (y) std::swap(x %= y, y);
+        runs = b / x * c;
+        run = p.channels / runs;
+        per_run = (run + kLanes - 1) / kLanes;
+    }
+    int64_t count() const { return runs * per_run; }
+    int64_t channel(int64_t block) const { return block / per_run * run + block % per_run * kLanes; }
+    int width(int64_t block) const { return int(std::min<int64_t>(kLanes, run - block % per_run * kLanes)); }
+    int64_t group(const Weights& w, int64_t block) const { return w.groups ? block / per_run / (runs / w.groups) : 0; }
+};
+
+// Thread `thread` of `threads` has the pairs (block, sequence) from `first` to `last`, sequences running fastest:
+// nearly all sequences of a run of blocks, so that ragged lengths are shared evenly.
+struct Share {
+    int64_t first, last, sequences;
+
+    Share(const Problem& p, const Blocks& blocks, int thread, int threads) : sequences(p.sequences) {
+        const int64_t all = blocks.count() * sequences;
+        first = all * thread / threads, last = all * (thread + 1) / threads;
+    }
+    int64_t first_block() const { return first / sequences; }
+    int64_t last_block() const { return (last + sequences - 1) / sequences; }
+    int64_t first_block(int64_t s) const { return std::max<int64_t>(0, (first - s + sequences - 1) / sequences); }
+    int64_t last_block(int64_t s) const { return std::max<int64_t>(0, (last - s + sequences - 1) / sequences); }
+};
+
+// Runs work(0) .. work(threads - 1), each once, whatever number of threads there really is.
+template <typename F>
+inline void parallel(int threads, F work) {
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static, 1)
+#endif
+    for (int thread = 0; thread < threads; ++thread) work(thread);
+}
+
+// Hands out pieces of one allocation, 64-byte aligned; with a null base it only measures.
+struct Arena {
+    char* base;
+    size_t used = 0;
+
+    explicit Arena(void* p) : base(reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(p) + 63) & ~uintptr_t(63))) {}
+    template <typename T>
+    T* take(int64_t count) {
+        T* out = base ? reinterpret_cast<T*>(base + used) : nullptr;
+        used += (size_t(count) * sizeof(T) + 63) & ~size_t(63);
+        return out;
+    }
+};
+
+}  // namespace STATESCAN_LEVEL

@@ -17,3 +17,5 @@ def build(name: str) -> Any:
 
 
 NAMES = ["mock"]
+#: Those whose state must not grow.
+LONG_RUNNING = ["mock"]

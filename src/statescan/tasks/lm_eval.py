@@ -18,6 +18,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.tasks import TaskManager
 
 from statescan.generation import Tokenizer, generate, prefill, progress_bar
 from statescan.layers import State
@@ -207,14 +208,7 @@ def evaluate_tasks(
         num_fewshot: examples shown before each question; None is the task's own number.
         limit: questions of each task (below 1, a fraction); None is all.
     """
-    from lm_eval.tasks import TaskManager
-
-    manager = TaskManager(include_path=include_path)
-    unknown = [name for name in tasks if not manager.match_tasks([name])]
-    if unknown or not tasks:
-        near = get_close_matches(unknown[0], manager.all_tasks, n=1) if unknown else []
-        hint = f"; nearest: {near[0]!r}" if near else ""
-        raise ValueError(f"tasks: unknown task {unknown[0]!r}{hint}" if unknown else "tasks: none given")
+    manager = _task_manager(tasks, include_path)
     results = lm_eval.simple_evaluate(
         model=StatescanLM(model, tokenizer, batch_size=batch_size, device=device),
         tasks=list(tasks),
@@ -228,9 +222,35 @@ def evaluate_tasks(
     return dict(results)
 
 
+def _task_manager(tasks: Sequence[str], include_path: str | None) -> TaskManager:
+    """Where the harness finds these tasks. Its own, thousands of files, are read only if they are needed."""
+    if not tasks:
+        raise ValueError("tasks: none given")
+    manager = TaskManager(include_path=include_path, include_defaults=False) if include_path else None
+    if manager is None or _unknown(tasks, manager):
+        manager = TaskManager(include_path=include_path)
+    unknown = _unknown(tasks, manager)
+    if unknown:
+        near = get_close_matches(unknown[0], manager.all_tasks, n=1)
+        hint = f"; nearest: {near[0]!r}" if near else ""
+        raise ValueError(f"tasks: unknown task {unknown[0]!r}{hint}")
+    return manager
+
+
+def _unknown(tasks: Sequence[str], manager: TaskManager) -> list[str]:
+    return [name for name in tasks if not manager.match_tasks([name])]
+
+
 def _load(pretrained: Any, tokenizer: Any, *, device: str | None, dtype: str | None) -> tuple[Any, Tokenizer]:
     """The model in evaluation mode and its tokenizer."""
-    raise NotImplementedError
+    if isinstance(pretrained, str):
+        raise NotImplementedError
+    model = pretrained.eval()
+    if dtype is not None:
+        model = model.to(getattr(torch, dtype))
+    if device is not None:
+        model = model.to(device)
+    return model, tokenizer
 
 
 def _batches(items: Sequence[int], size: int) -> list[list[int]]:

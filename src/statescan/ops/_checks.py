@@ -38,6 +38,17 @@ def floating(
         fits(name, label, tensor, shape)
 
 
+def complex_valued(name: str, label: str, tensor: Tensor, *, ndim: int) -> None:
+    """Check that an argument is a complex tensor of `ndim` dimensions."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: {label} must be a tensor, not {type(tensor).__name__}")
+    if tensor.dtype not in COMPLEX:
+        given = str(tensor.dtype).removeprefix("torch.")
+        raise TypeError(f"{name}: {label} has dtype {given}; accepted: complex64, complex128")
+    if tensor.ndim != ndim:
+        raise ValueError(f"{name}: {label} has shape {tuple(tensor.shape)}; expected {ndim} dimensions")
+
+
 def fits(name: str, label: str, tensor: Tensor, shape: Sequence[int | None]) -> None:
     """Check a tensor's shape; None in `shape` stands for any size."""
     same = tensor.ndim == len(shape) and all(

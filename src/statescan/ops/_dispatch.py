@@ -110,9 +110,7 @@ class Operator:
         missing = cpu.why_not()
         if missing and missing not in _warned:
             _warned.add(missing)
-            warnings.warn(
-                f"statescan runs on its slow references: {missing}", RuntimeWarning, stacklevel=4
-            )
+            warnings.warn(f"statescan runs on its slow references: {missing}", RuntimeWarning, stacklevel=4)
 
 
 _OPERATORS: dict[str, Operator] = {}

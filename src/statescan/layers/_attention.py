@@ -1,0 +1,156 @@
+"""Causal softmax attention as a sequence mixer: its keys and values are its state."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from statescan.layers._convolution import CausalConv1d
+from statescan.layers._rotary import rotate
+from statescan.layers._state import State
+
+
+class Attention(nn.Module):
+    """Multi-head causal attention with grouped keys and values (Vaswani et al. 2017; Ainslie et al. 2023).
+
+    Arguments:
+        dim: channels of the output, and of the input unless `input_dim` says otherwise.
+        heads: query heads.
+        kv_heads: key and value heads, a divisor of heads; None: as many as heads.
+        head_dim: channels a head; None: dim / heads.
+        rotary_dim: channels of each head that carry rotary positions; 0: none.
+        rotary_base: base of their angles.
+        conv_kernel: taps of a causal convolution on queries, keys and values together; 0: none.
+        mlp_dim: channels of a gated MLP computed from the same projection beside the attention (0: none); rounded up to a
+            multiple of 256, half of it value, half gate.
+        scale: of the scores; None: head_dim^-1/2.
+        qkv_bias, output_bias: of the projections.
+        input_dim: channels of the input.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        kv_heads: int | None = None,
+        head_dim: int | None = None,
+        rotary_dim: int = 0,
+        rotary_base: float = 10000.0,
+        conv_kernel: int = 0,
+        mlp_dim: int = 0,
+        scale: float | None = None,
+        qkv_bias: bool = False,
+        output_bias: bool = False,
+        input_dim: int | None = None,
+    ):
+        super().__init__()
+        kv_heads = heads if kv_heads is None else kv_heads
+        if heads % kv_heads:
+            raise ValueError(f"kv_heads: {kv_heads} does not divide {heads} heads")
+        if head_dim is None:
+            if dim % heads:
+                raise ValueError(f"heads: {heads} does not divide {dim} channels; give head_dim")
+            head_dim = dim // heads
+        if rotary_dim % 2 or rotary_dim > head_dim:
+            raise ValueError(f"rotary_dim: even and at most head_dim {head_dim}, got {rotary_dim}")
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        self.rotary_dim, self.rotary_base, self.scale = rotary_dim, rotary_base, scale
+        self.mlp_dim = math.ceil(mlp_dim / 256) * 256
+        self.qkv_dim = head_dim * (heads + 2 * kv_heads)
+        self.input_projection = nn.Linear(input_dim or dim, self.qkv_dim + self.mlp_dim, bias=qkv_bias)
+        self.convolution = CausalConv1d(self.qkv_dim, conv_kernel) if conv_kernel else None
+        self.output_projection = nn.Linear(head_dim * heads + self.mlp_dim // 2, dim, bias=output_bias)
+
+    def initial_state(
+        self, batch_size: int, *, dtype: torch.dtype | None = None, device: torch.device | None = None
+    ) -> State:
+        """``keys`` and ``values`` (batch, kv_heads, 0, head_dim), ``start`` (batch,), and ``conv`` if there is one.
+
+        Entries of the cache before ``start`` belong to an earlier sequence, or to none.
+        """
+        weight = self.output_projection.weight
+        empty = weight.new_zeros(batch_size, self.kv_heads, 0, self.head_dim, dtype=dtype, device=device)
+        start = torch.zeros(batch_size, dtype=torch.int64, device=device or weight.device)
+        state: dict[str, Tensor | State] = {"keys": empty, "values": empty.clone(), "start": start}
+        if self.convolution is not None:
+            state["conv"] = self.convolution.initial_state(batch_size, dtype=dtype, device=device)
+        return State(state)
+
+    def forward(
+        self,
+        x: Tensor,
+        state: State | None = None,
+        *,
+        resets: Tensor | None = None,
+        offsets: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """x (batch, length, input_dim) -> (batch, length, dim), and the state after it; resets, offsets as in `ops`."""
+        if offsets is not None:
+            return self._packed(x, state, offsets)
+        batch, length, _ = x.shape
+        projected = self.input_projection(x)
+        qkv, mlp = projected.split([self.qkv_dim, self.mlp_dim], dim=-1)
+        conv = None
+        if self.convolution is not None:
+            qkv, conv = self.convolution(qkv, state["conv"] if state else None, resets=resets)
+        queries, keys, values = (
+            part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (batch, heads, length, head_dim)
+            for part in qkv.split([self.head_dim * n for n in (self.heads, self.kv_heads, self.kv_heads)], dim=-1)
+        )
+        past = state["keys"].shape[2] if state else 0
+        place = torch.arange(past, past + length, device=x.device)  # of the new entries in the cache
+        first = state["start"] if state else torch.zeros(batch, dtype=torch.int64, device=x.device)
+        since = first[:, None].expand(batch, length)  # where each position's own sequence begins in the cache
+        if resets is not None:
+            marks = torch.where(resets, place, torch.full_like(place, -1)).cummax(dim=1).values
+            since = torch.maximum(since, marks)
+        if self.rotary_dim:
+            positions = place - since
+            queries = rotate(queries, positions, self.rotary_dim, base=self.rotary_base)
+            keys = rotate(keys, positions, self.rotary_dim, base=self.rotary_base)
+        if state:
+            keys = torch.cat([state["keys"].to(keys.dtype), keys], dim=2)
+            values = torch.cat([state["values"].to(values.dtype), values], dim=2)
+        context = self._attend(queries, keys, values, place, since, plain=state is None and resets is None)
+        if self.mlp_dim:
+            value, gate = mlp.chunk(2, dim=-1)
+            context = torch.cat([context, value * F.silu(gate)], dim=-1)
+        after: dict[str, Tensor | State] = {
+            "keys": keys,
+            "values": values,
+            "start": since[:, -1].clone() if length else first,
+        }
+        if conv is not None:
+            after["conv"] = conv
+        return self.output_projection(context), State(after)
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """One position: x (batch, input_dim) -> (batch, dim) and the next state."""
+        y, state = self(x[:, None], state)
+        return y[:, 0], state
+
+    def _attend(
+        self, queries: Tensor, keys: Tensor, values: Tensor, place: Tensor, since: Tensor, *, plain: bool
+    ) -> Tensor:
+        if self.kv_heads != self.heads:
+            repeats = self.heads // self.kv_heads
+            keys, values = keys.repeat_interleave(repeats, dim=1), values.repeat_interleave(repeats, dim=1)
+        mask = None
+        if not plain:
+            entry = torch.arange(keys.shape[2], device=keys.device)
+            mask = ((entry <= place[:, None]) & (entry >= since[..., None]))[:, None]  # (batch, 1, length, cache)
+        context = F.scaled_dot_product_attention(queries, keys, values, mask, is_causal=plain, scale=self.scale)
+        return context.transpose(1, 2).flatten(-2)
+
+    def _packed(self, x: Tensor, state: State | None, offsets: Tensor) -> tuple[Tensor, State]:
+        """Every sequence by itself: they share nothing, and their caches have lengths of their own."""
+        bounds = offsets.tolist()
+        results = [
+            self(x[:, start:end], state.select([index]) if state else None)
+            for index, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False))
+        ]
+        return torch.cat([y for y, _ in results], dim=1), State.concatenate([s for _, s in results])

@@ -1,0 +1,43 @@
+"""Mixers of channels, position by position: gated MLPs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class GatedMLP(nn.Module):
+    """W_out (value(x) activation(gate(x))). Shazeer 2020, "GLU Variants Improve Transformer", arXiv 2002.05202.
+
+    One projection gives both halves, the value first.
+
+    Arguments:
+        dim: channels of input and output.
+        hidden_dim: channels between, rounded up to a multiple of `multiple_of`.
+        multiple_of: see above.
+        bias: whether the projections have biases.
+        activation: of the gate.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        *,
+        multiple_of: int = 1,
+        bias: bool = False,
+        activation: Callable[[Tensor], Tensor] = F.silu,
+    ):
+        super().__init__()
+        hidden = math.ceil(hidden_dim / multiple_of) * multiple_of
+        self.activation = activation
+        self.input_projection = nn.Linear(dim, 2 * hidden, bias=bias)
+        self.output_projection = nn.Linear(hidden, dim, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) -> (..., dim)."""
+        value, gate = self.input_projection(x).chunk(2, dim=-1)
+        return self.output_projection(value * self.activation(gate))

@@ -1,0 +1,154 @@
+"""The Mamba mixer: convolution, selective scan, gate. Gu and Dao 2023, arXiv 2312.00752, figure 3."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from statescan import ops
+from statescan.layers._convolution import CausalConv1d
+from statescan.layers._initialisation import delta_bias
+from statescan.layers._norms import RMSNorm
+from statescan.layers._state import State
+
+
+class Mamba(nn.Module):
+    """x, z = W_in u; x = silu(conv(x)); delta, B, C from x; y = selective_scan(x) silu(z); out = W_out y.
+
+    Arguments:
+        dim: channels of input and output.
+        state_dim: N, states of each inner channel.
+        conv_kernel: taps of the convolution.
+        expand: inner channels over dim; need not be whole.
+        dt_rank: rank of the projection to step sizes; ``auto`` is dim / 16, rounded up.
+        dt_min, dt_max, dt_floor: step sizes at initialisation are log-uniform between the first two, at least the third.
+        dt_init, dt_scale: the step projection's first weights: uniform (``random``) or ``constant``, times the scale.
+        bias: whether the outer projections have biases.
+        conv_bias: whether the convolution has one.
+        inner_norm: RMSNorm on delta, B and C before use: ``weightless`` (FalconMamba), ``weighted`` (Jamba) or None.
+        inner_norm_eps: its eps.
+        selective: False makes the step sizes, B and C constants: a time-invariant system, the paper's ablation.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        state_dim: int = 16,
+        conv_kernel: int = 4,
+        expand: float = 2,
+        dt_rank: int | Literal["auto"] = "auto",
+        dt_min: float = 1e-3,
+        dt_max: float = 0.1,
+        dt_floor: float = 1e-4,
+        dt_init: Literal["random", "constant"] = "random",
+        dt_scale: float = 1.0,
+        bias: bool = False,
+        conv_bias: bool = True,
+        inner_norm: Literal["weightless", "weighted"] | None = None,
+        inner_norm_eps: float = 1e-6,
+        selective: bool = True,
+    ):
+        super().__init__()
+        inner = int(expand * dim)
+        rank = math.ceil(dim / 16) if dt_rank == "auto" else dt_rank
+        self.dim, self.inner_dim, self.state_dim, self.dt_rank = dim, inner, state_dim, rank
+        self.selective = selective
+        self.input_projection = nn.Linear(dim, 2 * inner, bias=bias)
+        self.convolution = CausalConv1d(inner, conv_kernel, bias=conv_bias, activation="silu")
+        if selective:
+            self.selection_projection = nn.Linear(inner, rank + 2 * state_dim, bias=False)
+            self.delta_projection = nn.Linear(rank, inner, bias=False)
+            spread = rank**-0.5 * dt_scale
+            if dt_init == "constant":
+                nn.init.constant_(self.delta_projection.weight, spread)
+            else:
+                nn.init.uniform_(self.delta_projection.weight, -spread, spread)
+        else:
+            self.B = nn.Parameter(torch.randn(inner, state_dim))
+            self.C = nn.Parameter(torch.randn(inner, state_dim) / math.sqrt(state_dim))
+        # The bias is not the projection's: it is added in float32, within the scan, where it decides the timescale.
+        self.delta_bias = nn.Parameter(delta_bias(inner, minimum=dt_min, maximum=dt_max, floor=dt_floor))
+        self.inner_norms = None
+        if inner_norm is not None and selective:
+            weighted = inner_norm == "weighted"
+            self.inner_norms = nn.ModuleList(
+                RMSNorm(width, inner_norm_eps, weighted=weighted) for width in (rank, state_dim, state_dim)
+            )
+        self.A_log = nn.Parameter(torch.log(torch.arange(1, state_dim + 1).float()).repeat(inner, 1))
+        self.D = nn.Parameter(torch.ones(inner))
+        self.output_projection = nn.Linear(inner, dim, bias=bias)
+
+    def initial_state(
+        self, batch_size: int, *, dtype: torch.dtype | None = None, device: torch.device | None = None
+    ) -> State:
+        """Zeros: ``conv`` (batch, conv_kernel - 1, inner), ``ssm`` (batch, inner, state_dim) in float32."""
+        ssm = self.A_log.new_zeros(batch_size, self.inner_dim, self.state_dim, dtype=torch.float32, device=device)
+        return State({"conv": self.convolution.initial_state(batch_size, dtype=dtype, device=device), "ssm": ssm})
+
+    def forward(
+        self,
+        x: Tensor,
+        state: State | None = None,
+        *,
+        resets: Tensor | None = None,
+        offsets: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """x (batch, length, dim) -> output of the same shape, and the state after it.
+
+        `resets` (batch, length) bool and `offsets` (sequences + 1,) mark where sequences begin, as in `ops`.
+        """
+        hidden, gate = self.input_projection(x).chunk(2, dim=-1)
+        hidden, conv = self.convolution(hidden, state["conv"] if state else None, resets=resets, offsets=offsets)
+        delta, B, C = self._select(hidden)
+        y, ssm = ops.selective_scan(
+            hidden,
+            delta,
+            self._A(),
+            B,
+            C,
+            self.D.float(),
+            gate,
+            delta_bias=self.delta_bias.float(),
+            delta_softplus=True,
+            initial_state=state["ssm"] if state else None,
+            resets=resets,
+            offsets=offsets,
+            return_last_state=True,
+        )
+        return self.output_projection(y), State({"conv": conv, "ssm": ssm})
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """One position: x (batch, dim) -> output (batch, dim) and the next state."""
+        hidden, gate = self.input_projection(x).chunk(2, dim=-1)
+        hidden, conv = self.convolution.step(hidden, state["conv"])
+        delta, B, C = self._select(hidden)
+        y, ssm = ops.selective_state_step(
+            state["ssm"],
+            hidden,
+            delta,
+            self._A(),
+            B,
+            C,
+            self.D.float(),
+            gate,
+            delta_bias=self.delta_bias.float(),
+            delta_softplus=True,
+        )
+        return self.output_projection(y), State({"conv": conv, "ssm": ssm})
+
+    def _A(self) -> Tensor:
+        return -torch.exp(self.A_log.float())
+
+    def _select(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Step sizes before bias and softplus (..., inner), and B, C (..., state_dim), or constants (inner, state_dim)."""
+        if not self.selective:
+            return torch.zeros_like(hidden), self.B, self.C
+        selected = self.selection_projection(hidden)
+        delta, B, C = selected.split([self.dt_rank, self.state_dim, self.state_dim], dim=-1)
+        if self.inner_norms is not None:
+            delta, B, C = (norm(t) for norm, t in zip(self.inner_norms, (delta, B, C), strict=True))
+        return self.delta_projection(delta), B, C

@@ -1,0 +1,181 @@
+"""The Mamba-2 mixer: one scalar decay a head, wide states. Dao and Gu 2024, arXiv 2405.21060, figure 6."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from statescan import ops
+from statescan.layers._convolution import CausalConv1d
+from statescan.layers._initialisation import delta_bias
+from statescan.layers._norms import GatedRMSNorm
+from statescan.layers._state import State
+
+
+class Mamba2(nn.Module):
+    """z, x, B, C, delta = W_in u; x, B, C = silu(conv(x, B, C)); y = ssd(x); out = W_out norm(y silu(z)).
+
+    Arguments:
+        dim: channels of input and output.
+        state_dim: N, width of the state.
+        head_dim: P, channels that share a decay.
+        conv_kernel: taps of the convolution.
+        expand: inner channels over dim.
+        ssm_dim: how many of the inner channels go through the scan; the others are a gated MLP beside it. None: all.
+        groups: G, sets of heads that share B and C.
+        A_range: decay rates at initialisation are uniform in it.
+        dt_min, dt_max, dt_floor: step sizes at initialisation, as in `Mamba`.
+        dt_limit: step sizes are clamped to it after softplus.
+        D_per_channel: a direct weight for every channel instead of every head.
+        gated_norm: RMSNorm before the output projection; without it z gates the scan itself.
+        norm_before_gate: norm(y) silu(z) instead of norm(y silu(z)).
+        norm_groups: the norm's statistics are over ssm_dim / norm_groups channels; None: groups.
+        norm_eps: its eps.
+        learned_initial_state: the state before the sequence is a parameter (Mamba2Simple).
+        bias, conv_bias: of the outer projections and the convolution.
+        conv_init: the convolution's first weights are uniform within +-conv_init; None: torch's default.
+        chunk_size: positions that the scan takes at a time; changes speed, not results.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        state_dim: int = 128,
+        head_dim: int = 64,
+        conv_kernel: int = 4,
+        expand: float = 2,
+        ssm_dim: int | None = None,
+        groups: int = 1,
+        A_range: tuple[float, float] = (1.0, 16.0),
+        dt_min: float = 1e-3,
+        dt_max: float = 0.1,
+        dt_floor: float = 1e-4,
+        dt_limit: tuple[float, float] = (0.0, float("inf")),
+        D_per_channel: bool = False,
+        gated_norm: bool = True,
+        norm_before_gate: bool = False,
+        norm_groups: int | None = None,
+        norm_eps: float = 1e-5,
+        learned_initial_state: bool = False,
+        bias: bool = False,
+        conv_bias: bool = True,
+        conv_init: float | None = None,
+        chunk_size: int = 64,
+    ):
+        super().__init__()
+        inner = int(expand * dim)
+        scanned = inner if ssm_dim is None else ssm_dim
+        if scanned % head_dim:
+            raise ValueError(f"head_dim: {head_dim} does not divide the {scanned} channels of the scan")
+        heads = scanned // head_dim
+        if heads % groups:
+            raise ValueError(f"groups: {groups} does not divide {heads} heads")
+        if not 0 < scanned <= inner:
+            raise ValueError(f"ssm_dim: between 1 and the {inner} inner channels, got {scanned}")
+        self.dim, self.inner_dim, self.ssm_dim, self.state_dim = dim, inner, scanned, state_dim
+        self.heads, self.head_dim, self.groups, self.chunk_size = heads, head_dim, groups, chunk_size
+        self.dt_limit = (float(dt_limit[0]), float(dt_limit[1]))
+        conv_dim = scanned + 2 * groups * state_dim
+        mlp_dim = inner - scanned
+        self.widths = [mlp_dim, mlp_dim, scanned, conv_dim, heads]
+        self.input_projection = nn.Linear(dim, sum(self.widths), bias=bias)
+        self.convolution = CausalConv1d(conv_dim, conv_kernel, bias=conv_bias, activation="silu")
+        if conv_init is not None:
+            nn.init.uniform_(self.convolution.weight, -conv_init, conv_init)
+        self.delta_bias = nn.Parameter(delta_bias(heads, minimum=dt_min, maximum=dt_max, floor=dt_floor))
+        self.A_log = nn.Parameter(torch.empty(heads).uniform_(*A_range).log())
+        self.D = nn.Parameter(torch.ones(scanned if D_per_channel else heads))
+        self.learned_state = nn.Parameter(torch.zeros(heads, head_dim, state_dim)) if learned_initial_state else None
+        self.norm = (
+            GatedRMSNorm(scanned, norm_eps, groups=norm_groups or groups, norm_before_gate=norm_before_gate)
+            if gated_norm
+            else None
+        )
+        self.output_projection = nn.Linear(inner, dim, bias=bias)
+
+    def initial_state(
+        self, batch_size: int, *, dtype: torch.dtype | None = None, device: torch.device | None = None
+    ) -> State:
+        """Zeros (or the learned state): ``conv`` (batch, conv_kernel - 1, channels), ``ssm`` (batch, H, P, N) float32."""
+        shape = (batch_size, self.heads, self.head_dim, self.state_dim)
+        ssm = self.A_log.new_zeros(shape, dtype=torch.float32, device=device)
+        if self.learned_state is not None:
+            ssm = ssm + self.learned_state.float()
+        return State({"conv": self.convolution.initial_state(batch_size, dtype=dtype, device=device), "ssm": ssm})
+
+    def forward(
+        self,
+        x: Tensor,
+        state: State | None = None,
+        *,
+        resets: Tensor | None = None,
+        offsets: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """x (batch, length, dim) -> output of the same shape, and the state after it; resets and offsets as in `ops`."""
+        if state is None and self.learned_state is not None:
+            sequences = x.shape[0] if offsets is None else offsets.shape[0] - 1
+            state = self.initial_state(sequences, dtype=x.dtype, device=x.device)
+        if self.learned_state is not None and resets is not None:
+            raise ValueError("resets: a learned initial state cannot be reset to within a sequence; pass offsets")
+        mlp_gate, mlp, gate, scanned, delta = self.input_projection(x).split(self.widths, dim=-1)
+        scanned, conv = self.convolution(scanned, state["conv"] if state else None, resets=resets, offsets=offsets)
+        hidden, B, C = self._split(scanned)
+        y, ssm = ops.ssd(
+            hidden,
+            delta,
+            -torch.exp(self.A_log.float()),
+            B,
+            C,
+            self._D(),
+            self._heads(gate) if self.norm is None else None,
+            delta_bias=self.delta_bias.float(),
+            delta_softplus=True,
+            delta_limit=self.dt_limit,
+            chunk_size=self.chunk_size,
+            initial_state=state["ssm"] if state else None,
+            resets=resets,
+            offsets=offsets,
+            return_last_state=True,
+        )
+        return self._finish(y, gate, mlp_gate, mlp), State({"conv": conv, "ssm": ssm})
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """One position: x (batch, dim) -> output (batch, dim) and the next state."""
+        mlp_gate, mlp, gate, scanned, delta = self.input_projection(x).split(self.widths, dim=-1)
+        scanned, conv = self.convolution.step(scanned, state["conv"])
+        hidden, B, C = self._split(scanned)
+        y, ssm = ops.ssd_step(
+            state["ssm"],
+            hidden,
+            delta,
+            -torch.exp(self.A_log.float()),
+            B,
+            C,
+            self._D(),
+            self._heads(gate) if self.norm is None else None,
+            delta_bias=self.delta_bias.float(),
+            delta_softplus=True,
+            delta_limit=self.dt_limit,
+        )
+        return self._finish(y, gate, mlp_gate, mlp), State({"conv": conv, "ssm": ssm})
+
+    def _heads(self, channels: Tensor) -> Tensor:
+        return channels.unflatten(-1, (self.heads, self.head_dim))
+
+    def _split(self, scanned: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        wide = self.groups * self.state_dim
+        hidden, B, C = scanned.split([self.ssm_dim, wide, wide], dim=-1)
+        grouped = (self.groups, self.state_dim)
+        return self._heads(hidden), B.unflatten(-1, grouped), C.unflatten(-1, grouped)
+
+    def _D(self) -> Tensor:
+        return (self.D if self.D.shape[0] == self.heads else self._heads(self.D)).float()
+
+    def _finish(self, y: Tensor, gate: Tensor, mlp_gate: Tensor, mlp: Tensor) -> Tensor:
+        y = y.flatten(-2)
+        if self.norm is not None:
+            y = self.norm(y, gate)
+        if self.widths[0]:
+            y = torch.cat([nn.functional.silu(mlp_gate) * mlp, y], dim=-1)
+        return self.output_projection(y)

@@ -1,0 +1,118 @@
+"""The stack that language models share: pre-norm residual blocks around any sequence mixer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from statescan.layers._state import State
+
+
+class ResidualBlock(nn.Module):
+    """x += mixer(norm(x)), then, where there is a channel mixer, x += channel_mixer(channel_norm(x)).
+
+    Arguments:
+        mixer: a sequence mixer, or None for a block that mixes channels only.
+        norm: its norm.
+        channel_mixer: a module from (..., dim) to (..., dim).
+        channel_norm: its norm.
+    """
+
+    def __init__(
+        self,
+        mixer: nn.Module | None,
+        norm: nn.Module | None,
+        channel_mixer: nn.Module | None = None,
+        channel_norm: nn.Module | None = None,
+    ):
+        super().__init__()
+        self.norm, self.mixer = norm, mixer
+        self.channel_norm, self.channel_mixer = channel_norm, channel_mixer
+
+    def initial_state(self, batch_size: int, **options: Any) -> State:
+        """The mixer's."""
+        return State() if self.mixer is None else self.mixer.initial_state(batch_size, **options)
+
+    def forward(
+        self,
+        residual: Tensor,
+        state: State | None = None,
+        *,
+        resets: Tensor | None = None,
+        offsets: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """residual (batch, length, dim) -> residual, and the mixer's state."""
+        if self.mixer is None:
+            return self._channels(residual), State()
+        mixed, state = self.mixer(self._normed(self.norm, residual), state or None, resets=resets, offsets=offsets)
+        return self._channels(residual + mixed), state
+
+    def step(self, residual: Tensor, state: State) -> tuple[Tensor, State]:
+        """One position: (batch, dim)."""
+        if self.mixer is None:
+            return self._channels(residual), state
+        mixed, state = self.mixer.step(self._normed(self.norm, residual), state)
+        return self._channels(residual + mixed), state
+
+    def _channels(self, residual: Tensor) -> Tensor:
+        if self.channel_mixer is None:
+            return residual
+        return residual + self.channel_mixer(self._normed(self.channel_norm, residual))
+
+    @staticmethod
+    def _normed(norm: nn.Module | None, residual: Tensor) -> Tensor:
+        # The residual stream may be wider (float32) than the weights that read it.
+        assert norm is not None
+        return norm(residual.to(next(norm.parameters()).dtype))
+
+
+class ResidualStack(nn.Module):
+    """Blocks one after the other on one residual stream.
+
+    Arguments:
+        blocks: of `ResidualBlock`, or modules that keep its protocol.
+        residual_in_float32: keep the stream in float32 whatever the weights are.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], *, residual_in_float32: bool = True):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.residual_in_float32 = residual_in_float32
+        self.gradient_checkpointing = False
+
+    def initial_state(self, batch_size: int, **options: Any) -> State:
+        """One entry a block, named by its number."""
+        return State({str(i): block.initial_state(batch_size, **options) for i, block in enumerate(self.blocks)})
+
+    def forward(
+        self,
+        x: Tensor,
+        state: State | None = None,
+        *,
+        resets: Tensor | None = None,
+        offsets: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """x (batch, length, dim) -> the stream after the last block, and the state of every block."""
+        residual = x.float() if self.residual_in_float32 and x.dtype != torch.float64 else x
+        after: dict[str, Tensor | State] = {}
+        for index, block in enumerate(self.blocks):
+            before = state[str(index)] if state else None
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                residual, after[str(index)] = checkpoint(
+                    block, residual, before, resets=resets, offsets=offsets, use_reentrant=False
+                )
+            else:
+                residual, after[str(index)] = block(residual, before, resets=resets, offsets=offsets)
+        return residual, State(after)
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """One position: x (batch, dim)."""
+        residual = x.float() if self.residual_in_float32 and x.dtype != torch.float64 else x
+        after: dict[str, Tensor | State] = {}
+        for index, block in enumerate(self.blocks):
+            residual, after[str(index)] = block.step(residual, state[str(index)])
+        return residual, State(after)

@@ -24,7 +24,7 @@ class Mamba(nn.Module):
         conv_kernel: taps of the convolution.
         expand: inner channels over dim; need not be whole.
         dt_rank: rank of the projection to step sizes; ``auto`` is dim / 16, rounded up.
-        dt_min, dt_max, dt_floor: step sizes at initialisation are log-uniform between the first two, at least the third.
+        dt_min, dt_max, dt_floor: first step sizes are log-uniform between the first two, at least the third.
         dt_init, dt_scale: the step projection's first weights: uniform (``random``) or ``constant``, times the scale.
         bias: whether the outer projections have biases.
         conv_bias: whether the convolution has one.
@@ -144,7 +144,7 @@ class Mamba(nn.Module):
         return -torch.exp(self.A_log.float())
 
     def _select(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Step sizes before bias and softplus (..., inner), and B, C (..., state_dim), or constants (inner, state_dim)."""
+        """Step sizes before bias and softplus (..., inner); B, C (..., state_dim), or constants (inner, state_dim)."""
         if not self.selective:
             return torch.zeros_like(hidden), self.B, self.C
         selected = self.selection_projection(hidden)

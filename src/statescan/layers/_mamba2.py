@@ -97,7 +97,7 @@ class Mamba2(nn.Module):
     def initial_state(
         self, batch_size: int, *, dtype: torch.dtype | None = None, device: torch.device | None = None
     ) -> State:
-        """Zeros (or the learned state): ``conv`` (batch, conv_kernel - 1, channels), ``ssm`` (batch, H, P, N) float32."""
+        """Zeros or the learned state: ``conv`` (batch, conv_kernel - 1, channels), ``ssm`` (batch, H, P, N) float32."""
         shape = (batch_size, self.heads, self.head_dim, self.state_dim)
         ssm = self.A_log.new_zeros(shape, dtype=torch.float32, device=device)
         if self.learned_state is not None:
@@ -112,7 +112,7 @@ class Mamba2(nn.Module):
         resets: Tensor | None = None,
         offsets: Tensor | None = None,
     ) -> tuple[Tensor, State]:
-        """x (batch, length, dim) -> output of the same shape, and the state after it; resets and offsets as in `ops`."""
+        """x (batch, length, dim) -> output of the same shape, and the state after it; resets, offsets as in `ops`."""
         if state is None and self.learned_state is not None:
             sequences = x.shape[0] if offsets is None else offsets.shape[0] - 1
             state = self.initial_state(sequences, dtype=x.dtype, device=x.device)

@@ -76,7 +76,7 @@ def test_an_interrupted_cache_leaves_nothing(tmp_path):
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"cache: cannot write .*: Not a directory"):
+    with pytest.raises(ValueError, match=r"cache: cannot write .*cache.: "):
         write_tokens(tmp_path / "file" / "cache", PIECES)
 
 

@@ -50,4 +50,4 @@ class MockModel(nn.Module):
             out, state = MockModel.step(self, tokens[:, t], state)
             logits.append(out)
         stacked = torch.stack(logits, 1) if logits else self.head.new_zeros(tokens.shape[0], 0, self.head.shape[1])
-        return (stacked if last is None else stacked[:, -last:]), state
+        return (stacked if last is None else stacked[:, tokens.shape[1] - last :]), state

@@ -35,6 +35,7 @@ def name(request):
     return request.param
 
 
+@pytest.mark.parametrize("name", ["mamba_tiny", "hybrid_tiny"])
 def test_a_stored_state_goes_on_identically_in_a_new_process(name, tmp_path):
     model = _models.build(name)
     whole = list(stream(model, "Wörter: ", tokenizer=Bytes(), max_new_tokens=43, seed=3, **SETTINGS))

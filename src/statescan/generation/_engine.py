@@ -78,6 +78,7 @@ class Stream(Iterator[Piece]):
         prompts: list[list[int]],
         state: State | None,
         seen: Tensor | None,
+        vocabulary: int,
         sampling: SamplingConfig,
         stop_tokens: frozenset[int],
         prefill_chunk: int,
@@ -89,6 +90,7 @@ class Stream(Iterator[Piece]):
         self._prompts: list[list[int]] | None = prompts
         self._state = state
         self._seen = seen
+        self._vocabulary = vocabulary
         self._sampling = sampling
         self._stop_tokens = stop_tokens
         self._prefill_chunk = prefill_chunk
@@ -141,7 +143,7 @@ class Stream(Iterator[Piece]):
         else:
             logits, self._state = self._model.step(self._last, self._state)
         self._last = next_tokens(
-            logits,
+            logits[:, : self._vocabulary],  # an embedding may be padded with rows that stand for nothing
             self._sampling,
             seeds=[sequence.seed for sequence in self._running],
             counts=[sequence.drawn for sequence in self._running],
@@ -270,6 +272,7 @@ def stream(
         prompts=encoded,
         state=None if state is None else state.model.to(device),
         seen=_seen(encoded, state, vocabulary, device) if repetition_penalty != 1 else None,
+        vocabulary=vocabulary,
         sampling=sampling,
         stop_tokens=stop_tokens,
         prefill_chunk=prefill_chunk,

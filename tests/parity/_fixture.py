@@ -44,7 +44,7 @@ class Fixture:
     @property
     def class_name(self) -> str:
         """The published class or function, dotted."""
-        return self.data["official"]["class"]
+        return str(self.data["official"].get("class"))
 
     @property
     def kwargs(self) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def find(paths: Iterable[str | Path]) -> list[Path]:
 
 def normal(seed: str, shape: Iterable[int]) -> np.ndarray:
     """Standard normal values in float64, from a stream that numpy keeps frozen."""
-    return np.random.RandomState(zlib.crc32(seed.encode())).standard_normal(tuple(shape))  # noqa: NPY002
+    return np.random.RandomState(zlib.crc32(seed.encode())).standard_normal(tuple(shape))
 
 
 def fill(name: str, shape: Iterable[int], dtype: str = "float32", salt: str = "") -> np.ndarray:
@@ -170,7 +170,7 @@ def _input(spec: Mapping[str, Any]) -> np.ndarray:
     if kind == "literal":
         return np.asarray(spec["value"])
     seed, shape = f"input{spec['seed']}", tuple(spec["shape"])
-    stream = np.random.RandomState(zlib.crc32(seed.encode()))  # noqa: NPY002
+    stream = np.random.RandomState(zlib.crc32(seed.encode()))
     if kind == "normal":
         return stream.standard_normal(shape).astype("float32") * spec.get("scale", 1.0)
     if kind == "uniform":

@@ -18,7 +18,11 @@ from statescan.models._state_spaces import from_published, to_published
 
 @dataclass(frozen=True)
 class Mamba2Config(LanguageModelConfig):
-    """A Mamba-2 language model; the mixer's fields are those of `layers.Mamba2`."""
+    """A Mamba-2 language model; the mixer's fields are those of `layers.Mamba2`.
+
+    Arguments:
+        gated_norm_eps: eps of the mixers' gated norm; None: norm_eps.
+    """
 
     pad_vocab_size_multiple: int = 16
     state_dim: int = 128
@@ -36,6 +40,7 @@ class Mamba2Config(LanguageModelConfig):
     gated_norm: bool = True
     norm_before_gate: bool = False
     norm_groups: int | None = None
+    gated_norm_eps: float | None = None
     learned_initial_state: bool = False
     bias: bool = False
     conv_bias: bool = True
@@ -62,7 +67,7 @@ def build_mixer(config: Any) -> Mamba2:
         gated_norm=config.gated_norm,
         norm_before_gate=config.norm_before_gate,
         norm_groups=config.norm_groups,
-        norm_eps=config.norm_eps,
+        norm_eps=config.norm_eps if config.gated_norm_eps is None else config.gated_norm_eps,
         learned_initial_state=config.learned_initial_state,
         bias=config.bias,
         conv_bias=config.conv_bias,

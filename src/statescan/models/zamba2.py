@@ -46,6 +46,7 @@ class Zamba2Config(Mamba2Config):
     residual_in_float32: bool = False
     state_dim: int = 64
     dt_limit: tuple[float, float] = (1e-3, float("inf"))
+    gated_norm_eps: float | None = 1e-5
     hybrid_layers: tuple[int, ...] = (6, 12, 18, 24, 30, 36, 42, 47, 51)
     shared_blocks: int = 2
     heads: int = 32

@@ -184,7 +184,7 @@ def selective_scan(fixture: Fixture) -> dict[str, Any]:
 
 
 def selective_state_update(fixture: Fixture) -> dict[str, Any]:
-    """`selective_state_update_ref`, with heads (batch, heads, channels, states) or without (batch, channels, states)."""
+    """`selective_state_update_ref`, with heads (batch, heads, channels, states) or without."""
     options = translate(fixture.kwargs, {"dt_softplus": "delta_softplus"})
     given = fixture.named_inputs()
     state = given["state"]

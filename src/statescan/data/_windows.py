@@ -39,7 +39,10 @@ class TokenBatch:
 class Order(Protocol):
     """Says which windows make up which batch."""
 
-    batch_size: int
+    @property
+    def batch_size(self) -> int:
+        """Windows a batch, over all processes."""
+        ...
 
     def positions(self, step: int) -> np.ndarray:
         """(batch_size,), int64: where the windows of a batch begin in the stream, or `NOTHING`."""

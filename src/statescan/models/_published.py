@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from statescan.models._model import Model
-from statescan.models._registry import Tensors, family
+from statescan.models._registry import Family, Tensors, family
 
 #: Parts of names, published to ours, that all mixers of the state-spaces layout share. Order matters.
 MIXER_NAMES = (
@@ -64,6 +65,12 @@ def add_prefix(tensors: Tensors, prefix: str) -> Tensors:
     return {prefix + name: tensor for name, tensor in tensors.items()}
 
 
+#: Other spellings of published names that are accepted: Hugging Face's embedding in the state-spaces layout.
+_SYNONYMS = {"backbone.embeddings.weight": "backbone.embedding.weight"}
+#: Ends of names of tensors that a formula gives: some published files store them.
+_FIXED = ("rotary_emb.inv_freq",)
+
+
 def load_published(model: Model, tensors: Tensors, *, constants: Sequence[str] = ()) -> None:
     """Fill a model from a published state dict, strictly.
 
@@ -77,32 +84,83 @@ def load_published(model: Model, tensors: Tensors, *, constants: Sequence[str] =
         ValueError: names every tensor that is missing, unexpected, of another shape, or not finite.
     """
     found = family(model.family)
-    given = {name: tensor for name, tensor in tensors.items() if name not in constants}
-    load_tensors(model, found.from_published(given, model.config), published=found)
+    own = _own_tensors(model)
+    meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in own.items()}
+    expected = found.to_published(meta, model.config)
+    given = {
+        _SYNONYMS.get(name, name): tensor
+        for name, tensor in tensors.items()
+        if name not in constants and not name.endswith(_FIXED)
+    }
+    problems = [f"unexpected: {name}" for name in given if name not in expected]
+    fitting = {}
+    for name, tensor in given.items():
+        if name in expected and tensor.shape == expected[name].shape:
+            fitting[name] = tensor
+        elif name in expected:
+            problems.append(_shape_problem(name, tensor, expected[name]))
+    translated = found.from_published(fitting, model.config)
+    absent = [names for names in _groups(own) if not any(name in translated for name in names)]
+    if absent:
+        sources = _published_sources(own, found, model.config)
+        for names in absent:
+            known = [source for name in names for source in sources[name]]
+            if not any(source in given for source in known if source not in fitting):
+                missing = [source for source in known if source not in given]
+                problems.append(f"missing: {' or '.join(dict.fromkeys(missing))}")
+    _refuse(model, problems)
+    load_tensors(model, translated)
 
 
-def load_tensors(model: Model, tensors: Tensors, *, published: Any = None) -> None:
+def load_tensors(model: Model, tensors: Tensors) -> None:
     """Fill a model from tensors under our names, strictly; see `load_published`."""
-    own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    own = {name: own[name] for name in model.state_dict(keep_vars=True)}
-    groups: dict[int, list[str]] = {}
-    for name, tensor in own.items():
-        groups.setdefault(id(tensor), []).append(name)
-    problems = [
-        f"missing: {' or '.join(names)}" for names in groups.values() if not any(name in tensors for name in names)
-    ]
-    problems += [f"unexpected: {name}" for name in tensors if name not in own]
+    own = _own_tensors(model)
+    problems = [f"unexpected: {name}" for name in tensors if name not in own]
     problems += [
-        f"shape of {name}: {tuple(tensors[name].shape)}, this model has {tuple(own[name].shape)}"
+        _shape_problem(name, tensors[name], own[name])
         for name in tensors
         if name in own and tensors[name].shape != own[name].shape
     ]
-    if problems:
-        shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
-        raise ValueError(f"checkpoint: {len(problems)} tensors do not fit this {model.family} model: {shown}")
+    problems += [
+        f"missing: {' or '.join(names)}" for names in _groups(own) if not any(name in tensors for name in names)
+    ]
+    _refuse(model, problems)
     broken = [n for n, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
     if broken:
-        raise ValueError(f"checkpoint: NaN or infinity in {', '.join(broken[:20])}; the file is damaged")
+        raise ValueError(f"checkpoint: NaN or infinity in {', '.join(broken)}; the file is damaged")
     with torch.no_grad():
         for name, tensor in tensors.items():
             own[name].copy_(tensor)
+
+
+def _own_tensors(model: Model) -> Tensors:
+    return dict(model.state_dict(keep_vars=True))
+
+
+def _groups(own: Tensors) -> list[list[str]]:
+    """Names by the tensor they mean: a tied one has several."""
+    groups: dict[int, list[str]] = {}
+    for name, tensor in own.items():
+        groups.setdefault(id(tensor), []).append(name)
+    return list(groups.values())
+
+
+def _published_sources(own: Tensors, found: Family, config: Any) -> dict[str, list[str]]:
+    """Our names to the published ones they are made of: numbered tensors are sent through the translation."""
+    names = list(own)
+    numbered = {name: torch.tensor(i).expand(own[name].shape) for i, name in enumerate(names)}
+    sources: dict[str, list[str]] = {name: [] for name in names}
+    for published, tensor in found.to_published(numbered, config).items():
+        if tensor.numel():
+            sources[names[int(tensor.flatten()[0])]].append(published)
+    return sources
+
+
+def _shape_problem(name: str, given: Tensor, wanted: Tensor) -> str:
+    return f"shape of {name}: {tuple(given.shape)}, this model has {tuple(wanted.shape)}"
+
+
+def _refuse(model: Model, problems: list[str]) -> None:
+    if problems:
+        count = f"{len(problems)} tensor{'s do' if len(problems) > 1 else ' does'}"
+        raise ValueError(f"checkpoint: {count} not fit this {model.family} model: {'; '.join(problems)}")

@@ -183,10 +183,12 @@ class LanguageModel(Model):
 
 
 def _last_positions(features: Tensor, last: int, offsets: Tensor | None) -> Tensor:
+    """The last rows of every sequence; where a packed one is shorter than `last`, others fill its place."""
     if offsets is None:
         return features[:, features.shape[1] - min(last, features.shape[1]) :]
     ends = offsets[1:, None] + torch.arange(-last, 0, device=offsets.device)
-    return features[:, torch.maximum(ends, offsets[:-1, None]).flatten()]
+    rows = torch.maximum(ends, offsets[:-1, None]).clamp(max=features.shape[1] - 1)  # an empty last one begins beyond
+    return features[:, rows.flatten()]
 
 
 def build_stack(config: LanguageModelConfig, mixers: Sequence[nn.Module | None]) -> ResidualStack:

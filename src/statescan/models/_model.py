@@ -22,7 +22,7 @@ class Model(nn.Module):
     #: The family's name in the registry.
     family: ClassVar[str]
     #: Substrings of names of parameters that weight decay would harm: rates of decay, step sizes, direct weights.
-    undecayed: ClassVar[tuple[str, ...]] = ("A_log", "delta_bias", ".D")
+    undecayed: ClassVar[tuple[str, ...]] = ("A_log", "delta_bias", ".D", "learned_state")
 
     def __init__(self, config: Any):
         super().__init__()

@@ -336,7 +336,25 @@ VARIANTS: dict[str, dict[str, Any]] = {
         shared_mlp_dim=256,
         adapter_rank=8,
     ),
+    "zamba2_1.2b": dict(
+        dim=2048,
+        depth=38,
+        state_dim=128,
+        hybrid_layers=(5, 11, 17, 23, 29, 35),
+        shared_blocks=1,
+        shared_mlp_dim=8192,
+        attention_adapters=True,
+        rotary=True,
+    ),
     "zamba2_2.7b": {},
+    "zamba2_7b": dict(
+        dim=3584,
+        depth=81,
+        groups=2,
+        hybrid_layers=(6, 12, 18, 24, 30, 36, 42, 47, 51, 57, 63, 69, 75),
+        shared_mlp_dim=14336,
+        rotary=True,
+    ),
 }
 
 FAMILY = Family("zamba2", Zamba2Config, Zamba2LanguageModel, VARIANTS, from_published, to_published)

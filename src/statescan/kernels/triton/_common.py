@@ -36,10 +36,13 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-def rows(tensor: Tensor | None) -> Tensor | None:
+def floats(tensor: Tensor) -> Tensor:
+    """Complex numbers as pairs of floats along a new last axis; real ones as they are."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def rows(tensor: Tensor) -> Tensor:
     """(batch, length, ...) as (rows, ...), a view where strides allow; the last axis is contiguous."""
-    if tensor is None:
-        return None
     flat = tensor.flatten(0, 1)
     return flat if flat.stride(-1) == 1 else flat.contiguous()
 
@@ -90,7 +93,10 @@ def first_slot(sequence, offsets, length, PACKED: tl.constexpr, SIZE: tl.constex
 
 @triton.jit
 def locate(slot, offsets, length, sequences, PACKED: tl.constexpr, SIZE: tl.constexpr):
-    """A chunk's first row and how many rows it has, none or fewer where its slot is empty."""
+    """Of a chunk: its sequence, its first position in that, its first row, and how many rows it has.
+
+    Where its slot is empty the last is zero or less.
+    """
     if PACKED:
         low = 0
         high = sequences
@@ -104,7 +110,7 @@ def locate(slot, offsets, length, sequences, PACKED: tl.constexpr, SIZE: tl.cons
         sequence = slot // ((length + SIZE - 1) // SIZE)
     slot_0, row, rows = first_slot(sequence, offsets, length, PACKED, SIZE)
     start = (slot - slot_0) * SIZE
-    return row + start, tl.minimum(rows - start, SIZE)
+    return sequence, start, row + start, tl.minimum(rows - start, SIZE)
 
 
 @triton.jit

@@ -56,7 +56,7 @@ def chunk_ends(
     PLANES: tl.constexpr = 2 if COMPLEX else 1
     planes = states * PLANES
     slot, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    row, count = locate(tl.program_id(0), offsets, length, sequences, PACKED, CHUNK)
+    _, _, row, count = locate(tl.program_id(0), offsets, length, sequences, PACKED, CHUNK)
     d, d_mask = channel_block(block, group_channels, unit, group_blocks, BLOCK)
     base_B = (slot * (tl.num_programs(1) // blocks_B) + block // blocks_B) * planes
     t = tl.arange(0, TILE)
@@ -165,7 +165,7 @@ def outputs(
         slot_0, row, count = first_slot(tl.program_id(0), offsets, length, PACKED, CHUNK)
     else:
         slot_0 = tl.program_id(0)
-        row, count = locate(tl.program_id(0), offsets, length, sequences, PACKED, CHUNK)
+        _, _, row, count = locate(tl.program_id(0), offsets, length, sequences, PACKED, CHUNK)
     d, d_mask = channel_block(block, group_channels, unit, group_blocks, BLOCK)
     carry += tl.program_id(0).to(tl.int64) * planes * channels
     t = tl.arange(0, TILE)
@@ -244,7 +244,7 @@ def chunk_gradients(
     PLANES: tl.constexpr = 2 if COMPLEX else 1
     planes = states * PLANES
     slot, block, slots = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(0)
-    row, count = locate(tl.program_id(0), offsets, length, sequences, PACKED, CHUNK)
+    _, _, row, count = locate(tl.program_id(0), offsets, length, sequences, PACKED, CHUNK)
     d, d_mask = channel_block(block, group_channels, unit, group_blocks, BLOCK)
     groups_C = tl.num_programs(1) // blocks_C
     base_B = (slot * (tl.num_programs(1) // blocks_B) + block // blocks_B) * planes
@@ -354,7 +354,7 @@ def input_gradients(
     PLANES: tl.constexpr = 2 if COMPLEX else 1
     planes = states * PLANES
     slot, block, slots = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(0)
-    row, count = locate(tl.program_id(0), offsets, length, sequences, PACKED, CHUNK)
+    _, _, row, count = locate(tl.program_id(0), offsets, length, sequences, PACKED, CHUNK)
     d, d_mask = channel_block(block, group_channels, unit, group_blocks, BLOCK)
     groups_B = tl.num_programs(1) // blocks_B
     base_B = (slot * groups_B + block // blocks_B) * planes

@@ -24,6 +24,7 @@ from statescan.kernels.triton._common import (
     LOG2E,
     Chunks,
     flags,
+    floats,
     on_device,
     power_of_two,
     processors,
@@ -52,7 +53,7 @@ class _Problem:
         self.states = A.shape[1]
         self.planes = self.states * (2 if self.is_complex else 1)
         self.softplus = delta_softplus
-        self.x, self.delta, self.z = rows(x), rows(delta), rows(z)
+        self.x, self.delta, self.z = rows(x), rows(delta), None if z is None else rows(z)
         self.D, self.delta_bias = (None if v is None else v.contiguous() for v in (D, delta_bias))
         self.resets = flags(resets)
         self.offsets = None if offsets is None else offsets.contiguous()
@@ -70,13 +71,13 @@ class _Problem:
 
     def planes_of(self, tensor: Tensor) -> Tensor:
         """(..., channels, states), real or complex, as a new (..., planes, channels) in float32."""
-        floats = torch.view_as_real(tensor).flatten(-2) if self.is_complex else tensor
-        return torch.empty_like(floats.mT, dtype=torch.float32, memory_format=torch.contiguous_format).copy_(floats.mT)
+        planes = floats(tensor).flatten(-2) if self.is_complex else tensor
+        return torch.empty_like(planes.mT, dtype=torch.float32, memory_format=torch.contiguous_format).copy_(planes.mT)
 
     def from_planes(self, planes: Tensor, dtype: torch.dtype) -> Tensor:
         """The way back of `planes_of`."""
-        floats = planes.mT.contiguous()
-        return torch.view_as_complex(floats.unflatten(-1, (-1, 2))) if self.is_complex else floats.to(dtype)
+        values = planes.mT.contiguous()
+        return torch.view_as_complex(values.unflatten(-1, (-1, 2))) if self.is_complex else values.to(dtype)
 
     def grid_of_weights(self, groups: int) -> tuple[int, int, int, int]:
         block = power_of_two(self.planes, 1, 64)
@@ -86,7 +87,7 @@ class _Problem:
         """B or C: (planes, channels) where constant, else (slots, groups, planes, CHUNK)."""
         if weights.ndim == 2:
             return self.planes_of(weights)
-        source = rows(torch.view_as_real(weights).flatten(-2) if self.is_complex else weights)
+        source = rows(floats(weights).flatten(-2) if self.is_complex else weights)
         chunks = self.chunks
         *grid, block = self.grid_of_weights(source.shape[1])
         out = torch.empty(chunks.slots, source.shape[1], self.planes, CHUNK, dtype=torch.float32, device=weights.device)
@@ -98,11 +99,9 @@ class _Problem:
 
     def new_weights(self, weights: Tensor, blocks: int) -> Tensor:
         """Room for the parts of a gradient of B or C: a part a chunk where constant, else a part a block."""
-        slots = self.chunks.slots
-        shape = (slots, self.planes, self.channels)
-        if weights.ndim == 4:
-            shape = (blocks, slots, weights.shape[2], self.planes, CHUNK)
-        return torch.empty(shape, dtype=torch.float32, device=weights.device)
+        if weights.ndim == 2:
+            return self.per_chunk()
+        return self.new(blocks, self.chunks.slots, weights.shape[2], self.planes, CHUNK)
 
     def sum_weights(self, parts: Tensor, weights: Tensor) -> Tensor:
         """The gradient of B or C from its parts."""
@@ -112,7 +111,7 @@ class _Problem:
         *grid, block = self.grid_of_weights(groups)
         out = torch.empty_like(weights, memory_format=torch.contiguous_format)
         unpack[tuple(grid)](
-            parts, torch.view_as_real(out) if self.is_complex else out, self.offsets, chunks.length,
+            parts, floats(out), self.offsets, chunks.length,
             chunks.sequences, self.planes, parts.shape[0], parts.stride(0),
             PACKED=chunks.packed, CHUNK=CHUNK, BLOCK=block, num_warps=4, **FUSED,
         )  # fmt: skip
@@ -175,12 +174,10 @@ def forward(
         p = _Problem(x, delta, A, B, C, D, z, delta_bias, resets, offsets, delta_softplus)
         boundary = p.boundary(initial_state)
         serial = chunks.each <= 1 or chunks.sequences * p.blocks >= SERIAL_FROM * processors(x.device)
-        starts = None
+        starts = None if serial or save_states else p.per_chunk()
         if save_states:
-            starts = torch.view_as_real(states) if p.is_complex else states
-        elif not serial:
-            starts = p.per_chunk()
-        if not serial:
+            starts = floats(states)
+        if starts is not None and not serial:
             totals, cuts = p.new(chunks.slots, p.channels), p.new_cuts()
             kernels.chunk_ends[(chunks.slots, p.blocks)](
                 p.x, p.delta, p.A, p.B, p.delta_bias, p.resets, p.offsets, starts, totals, cuts,
@@ -222,16 +219,16 @@ def backward(
     """The registered gradient's body: the gradients of x, delta, A, B, C, D, z, delta_bias and the initial state."""
     arguments = (x, delta, A, B, C, D, z, delta_bias, initial_state)
     if not x.numel():
-        zeros = [None if t is None else torch.zeros_like(t) for t in arguments]
+        zeros = [None if t is None else t.new_zeros(t.shape) for t in arguments]
         if initial_state is not None and grad_last_state is not None:
-            zeros[8].copy_(grad_last_state)
+            zeros[8] = grad_last_state.clone(memory_format=torch.contiguous_format)
         return zeros
     if not states.shape[0]:  # forward ran on another implementation, or was not asked to keep them
         states = forward(*arguments, resets, offsets, delta_softplus, True)[2]
     with on_device(x):
         p = _Problem(x, delta, A, B, C, D, z, delta_bias, resets, offsets, delta_softplus)
         chunks, channels = p.chunks, p.channels
-        starts = torch.view_as_real(states) if p.is_complex else states
+        starts = floats(states)
         grad_rows = torch.zeros_like(p.x) if grad_y is None else rows(grad_y)
         tile_starts = p.new(chunks.slots, CHUNK // TILE, p.planes, channels)
         back, totals, cuts = p.per_chunk(), p.new(chunks.slots, channels), p.new_cuts()

@@ -75,7 +75,7 @@ class Operator:
 
     def choose(self, *args: Any) -> Implementation:
         """The implementation that runs for these arguments."""
-        reasons = []
+        reasons: list[str] = []
         for implementation in self.implementations:
             if _pinned not in ("auto", implementation.name):
                 continue

@@ -1,0 +1,103 @@
+"""One step of structured state-space duality, for decoding token by token (Dao and Gu 2024, section 7)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from statescan.ops import _checks as checks
+from statescan.ops._ssd import _INFINITY, _steps
+
+_NAME = "ssd_step"
+
+
+def ssd_step(
+    state: Tensor,
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    *,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    delta_limit: tuple[float, float] = (0.0, _INFINITY),
+) -> tuple[Tensor, Tensor]:
+    """Advance the state of `ssd` by one position: ``S = exp(d A) S + d x B^T``, ``y = (S C + D x) silu(z)``.
+
+    Arguments:
+        state: (batch, heads, head_dim, state_dim), as `ssd` returns it; left as it is.
+        x: (batch, heads, head_dim).
+        delta: (batch, heads).
+        A: (heads,).
+        B, C: (batch, groups, state_dim).
+        D: (heads,) or (heads, head_dim).
+        z: gate, shaped as x.
+        delta_bias, delta_softplus, delta_limit: as in `ssd`.
+
+    Returns:
+        y (batch, heads, head_dim), typed as x, and the next state. Differentiable in every floating input.
+    """
+    checks.floating(_NAME, "x", x, ndim=3)
+    batch, heads, head_dim = x.shape
+    checks.floating(_NAME, "state", state, shape=(batch, heads, head_dim, None))
+    checks.floating(_NAME, "delta", delta, shape=(batch, heads))
+    checks.floating(_NAME, "A", A, shape=(heads,))
+    checks.floating(_NAME, "B", B, shape=(batch, None, state.shape[3]))
+    checks.floating(_NAME, "C", C, shape=B.shape)
+    checks.floating(_NAME, "D", D)
+    checks.floating(_NAME, "z", z, shape=x.shape)
+    checks.floating(_NAME, "delta_bias", delta_bias, shape=(heads,))
+    groups = B.shape[1]
+    if heads and (groups == 0 or heads % groups):
+        raise ValueError(f"{_NAME}: B has {groups} groups, which do not divide {heads} heads")
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    step = _steps(delta.to(wide), delta_bias, delta_softplus, (float(delta_limit[0]), float(delta_limit[1])))
+    u = x.to(wide)
+    grouped = (batch, groups, heads // max(groups, 1), head_dim)
+    driven = (step[..., None] * u).view(grouped)
+    outer = driven[..., None] * B.to(wide)[:, :, None, None]
+    after = torch.addcmul(outer.view(state.shape), state.to(wide), torch.exp(step * A.to(wide))[..., None, None])
+    y = (after.view(*grouped, -1) @ C.to(wide)[:, :, None, :, None])[..., 0].view(x.shape)
+    if D is not None:
+        y = y + (D[:, None] if D.ndim == 1 else D).to(wide) * u
+    if z is not None:
+        y = y * F.silu(z.to(wide))
+    return y.to(x.dtype), after
+
+
+def ssd_step_reference(
+    state: Tensor,
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    *,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    delta_limit: tuple[float, float] = (0.0, _INFINITY),
+) -> tuple[Tensor, Tensor]:
+    """`ssd_step` through the recurrence of `ssd_reference` at length 1."""
+    from statescan.ops._ssd import ssd_reference
+
+    y, after = ssd_reference(
+        x[:, None],
+        delta[:, None],
+        A,
+        B[:, None],
+        C[:, None],
+        D,
+        None if z is None else z[:, None],
+        delta_bias=delta_bias,
+        delta_softplus=delta_softplus,
+        delta_limit=delta_limit,
+        initial_state=state,
+        return_last_state=True,
+    )
+    return y[:, 0], after

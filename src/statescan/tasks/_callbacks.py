@@ -153,18 +153,22 @@ class Recorder(Callback):
 
 
 class ProgressBar(Callback):
-    """Steps done and to go, speed and the latest metrics; nothing where the error output is no terminal."""
+    """Steps done and to go and the latest metrics; nothing where the error output is no terminal.
 
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
+    Arguments:
+        steps: of the whole run.
+        measure: the number of the validation to show beside the loss.
+    """
+
+    def __init__(self, steps: int, measure: str) -> None:
+        self.steps, self.measure = steps, measure
         self._bar: Any = None
-        self._latest = ""
+        self._latest: dict[str, float] = {}
 
     def report(self, step: int, row: dict[str, float]) -> None:
         """Show these numbers from now on."""
-        shown = {name: value for name, value in row.items() if name == "train_loss" or name.startswith("validation_")}
-        if shown:
-            self._latest = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in shown.items())
+        names = {"train_loss": "loss", self.measure: self.measure.removeprefix("validation_").replace("_", " ")}
+        self._latest |= {shown: row[name] for name, shown in names.items() if name in row}
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin where the run stands."""
@@ -176,9 +180,8 @@ class ProgressBar(Callback):
             return
         self._bar = Progress(
             TextColumn("training"),
-            BarColumn(),
+            BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("steps"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[latest]}"),
             console=console,
@@ -189,7 +192,8 @@ class ProgressBar(Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Move on."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=trainer.global_step, latest=self._latest)
+            latest = "  ".join(f"{name} {value:.3f}" for name, value in self._latest.items())
+            self._bar.update(self._task, completed=trainer.global_step, latest=latest)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Leave the bar as it stands."""

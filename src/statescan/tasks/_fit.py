@@ -97,7 +97,7 @@ def fit(
     # Weights and the two running means of AdamW.
     resumed = folder.prepare(settings, needed=3 * 4 * parameters)
     began = time.perf_counter()
-    bar = ProgressBar(settings.steps)
+    bar = ProgressBar(settings.steps, objective.columns[-1])
     reports = [bar.report, _tensorboard(folder)]
     with _quiet(), folder.guard():
         recorder = Recorder(

@@ -6,6 +6,7 @@ attention with rotary positions and gated MLPs, is the baseline of the library's
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -45,8 +46,19 @@ class HybridConfig(LanguageModelConfig):
                 raise ValueError(f"layout: unknown layer {name!r}{hint}; known: {', '.join(_LAYERS)}")
         if not layout:
             raise ValueError("layout: name at least one layer")
+        _check_options("mamba", self.mamba, Mamba)
+        _check_options("mamba2", self.mamba2, Mamba2)
         object.__setattr__(self, "layout", tuple(layout[i % len(layout)] for i in range(self.depth)))
         super().__post_init__()
+
+
+def _check_options(label: str, options: dict[str, Any], layer: type) -> None:
+    known = [name for name in inspect.signature(layer).parameters if name != "dim"]
+    for name in options:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"; nearest: {near[0]!r}" if near else ""
+            raise ValueError(f"{label}: unknown option {name!r}{hint}; known: {', '.join(known)}")
 
 
 _LAYERS: dict[str, Callable[[Any], nn.Module | None]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from functools import cache
 from typing import Any
 
 import pytest
@@ -19,7 +20,9 @@ NAMES = statescan.list_models()
 SMALL = 5_000_000
 
 
+@cache
 def on_meta(name: str) -> Any:
+    """A model without memory, built once: no test changes it."""
     with torch.device("meta"):
         return statescan.create_model(name)
 
@@ -41,7 +44,8 @@ def test_described_and_rebuilt_without_memory(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_published_names_account_for_every_tensor(name: str) -> None:
-    model, found = on_meta(name), family(on_meta(name).family)
+    model = on_meta(name)
+    found = family(model.family)
     ours = found.from_published(found.to_published(model.state_dict(), model.config), model.config)
     assert {n: t.shape for n, t in ours.items()} == {n: t.shape for n, t in model.state_dict().items()}
 

@@ -80,10 +80,10 @@ def test_a_tokenizer_must_fit_the_model(finished, text, tmp_path, monkeypatch):
         def decode(self, tokens):
             return bytes(tokens).decode()
 
-    monkeypatch.setattr("statescan.tasks.language._load_tokenizer", lambda name: Large())
+    monkeypatch.setattr("statescan.tasks.language._tokenizer", lambda settings: Large())
     result, _ = finished
-    with pytest.raises(ValueError, match=r"tokenizer: 'large' has 300 tokens, the model .* has 256"):
-        run_language(text, tmp_path / "out", init_from=result.model, set=(), tokenizer="large")
+    with pytest.raises(ValueError, match="tokenizer: it has 300 tokens, the model embeds 256"):
+        run_language(text, tmp_path / "out", init_from=result.model, set=())
 
 
 def close(first, second, tolerance):

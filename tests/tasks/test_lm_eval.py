@@ -13,9 +13,9 @@ lm_eval = pytest.importorskip("lm_eval", reason="the extra `eval` is not install
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
+from statescan.checkpoints import ByteTokenizer
 from statescan.tasks.lm_eval import StatescanLM, evaluate_tasks  # noqa: E402
 from tests.generation import _models  # noqa: E402
-from tests.generation.test_text import Bytes  # noqa: E402
 from tests.tasks.test_evaluation import nats_of  # noqa: E402
 
 DOCUMENTS = [
@@ -35,7 +35,7 @@ def request(kind: str, *arguments) -> Instance:
 
 
 def harness(model, **settings) -> StatescanLM:
-    return StatescanLM(model, Bytes(), **settings)
+    return StatescanLM(model, ByteTokenizer(), **settings)
 
 
 PAIRS = [
@@ -154,7 +154,7 @@ def test_the_harness_runs_local_tasks(local_tasks, tmp_path, monkeypatch):
     results = evaluate_tasks(
         model,
         ["local_choice", "local_answer", "local_rolling"],
-        tokenizer=Bytes(),
+        tokenizer=ByteTokenizer(),
         include_path=str(local_tasks),
         batch_size=4,
     )["results"]
@@ -180,9 +180,11 @@ def test_unknown_tasks_are_named(local_tasks, monkeypatch):
         lambda include_path, **_: TaskManager(include_path=include_path, include_defaults=False),
     )
     with pytest.raises(ValueError, match="tasks: unknown task 'local_choise'; nearest: 'local_choice'"):
-        evaluate_tasks(_models.build("mock"), ["local_choise"], tokenizer=Bytes(), include_path=str(local_tasks))
+        evaluate_tasks(
+            _models.build("mock"), ["local_choise"], tokenizer=ByteTokenizer(), include_path=str(local_tasks)
+        )
     with pytest.raises(ValueError, match="tasks: none given"):
-        evaluate_tasks(_models.build("mock"), [], tokenizer=Bytes())
+        evaluate_tasks(_models.build("mock"), [], tokenizer=ByteTokenizer())
 
 
 def test_bad_batch_sizes_are_named():

@@ -14,6 +14,7 @@ import pytorch_lightning as lightning
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch.utils.data import DataLoader, IterableDataset
 
+from statescan.checkpoints import save
 from statescan.models import build_model
 from statescan.tasks._callbacks import AtomicCheckpointIO, ProgressBar, Recorder
 from statescan.tasks._module import Sums, TokenPrediction
@@ -121,7 +122,7 @@ def fit(
         trainer.fit(module, datamodule=data, ckpt_path=str(folder.checkpoint) if resumed else None, weights_only=True)
         trained = _whole(trainer, module)
         if trainer.is_global_zero:
-            trained.save(folder.model)
+            save(trained, folder.model, tokenizer=tokenizer)
             picture = _draw(folder, settings, objective.columns)
         trainer.strategy.barrier()
     return TrainingResult(

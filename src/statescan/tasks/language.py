@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 #: Sources of more bytes than this are put into files of tokens rather than into memory.
 _LARGE = 1 << 28
-_BYTES = "bytes"
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,8 @@ class LanguageTraining(TrainingSettings):
     validation_fraction: float = 0.05
     #: Tokens of the held-out text to use, at most.
     validation_tokens: int = 1_000_000
-    #: bytes, or a tokenizer: a tokenizer.json or a folder that holds one.
-    tokenizer: str = _BYTES
+    #: bytes, or a tokenizer.json or a folder that holds one; none: that of init_from, or bytes.
+    tokenizer: str | None = None
     #: Id of a token to put after each document.
     end_token: int | None = None
     #: Tokens of a sequence.
@@ -82,9 +81,8 @@ def train_language(settings: LanguageTraining) -> TrainingResult:
     """
     folder = RunFolder(settings.out)
     settings = folder.settle(settings)
-    tokenizer = _load_tokenizer(settings.tokenizer)
-    vocab_size = 256 if tokenizer is None else tokenizer.vocab_size
-    text, held_out = _streams(settings, tokenizer, vocab_size)
+    tokenizer = _tokenizer(settings)
+    text, held_out = _streams(settings, tokenizer)
     batch_size = settings.batch_size * settings.world_size
     order: data.ContinuedOrder | data.ShuffledOrder
     held_out_order: data.ContinuedOrder | data.SequentialOrder
@@ -94,7 +92,7 @@ def train_language(settings: LanguageTraining) -> TrainingResult:
     else:
         order = data.ShuffledOrder(len(text), settings.length, batch_size, seed=settings.seed)
         held_out_order = data.SequentialOrder(len(held_out), settings.length, batch_size)
-    model = _model(settings, vocab_size)
+    model = _model(settings, tokenizer)
     resets = settings.documents == "bounded"
 
     def batches(first: int, rank: int, world: int) -> data.TokenBatches:
@@ -135,34 +133,28 @@ def train_language(settings: LanguageTraining) -> TrainingResult:
     return fit(model, settings, folder, objective, tokenizer=tokenizer)
 
 
-def _load_tokenizer(name: str) -> Any:
-    """A tokenizer; None for bytes, which need none."""
-    if name == _BYTES:
-        return None
+def _tokenizer(settings: LanguageTraining) -> Any:
     from statescan.checkpoints import load_tokenizer
 
-    return load_tokenizer(name)
+    beside = settings.init_from if settings.init_from and Path(settings.init_from).is_dir() else "bytes"
+    return load_tokenizer(settings.tokenizer or beside)
 
 
-def _model(settings: LanguageTraining, vocab_size: int) -> Any:
+def _model(settings: LanguageTraining, tokenizer: Any) -> Any:
     if settings.init_from is None:
-        return build(settings, vocab_size=vocab_size)
-    from statescan.checkpoints import load
+        return build(settings, vocab_size=tokenizer.vocab_size)
+    from statescan.checkpoints import check_tokenizer, load
 
     model = load(settings.init_from)
-    if vocab_size > model.config.vocab_size:
-        raise ValueError(
-            f"tokenizer: {settings.tokenizer!r} has {vocab_size:,} tokens, the model {settings.init_from!r} has "
-            f"{model.config.vocab_size:,}; give the tokenizer of this model"
-        )
+    check_tokenizer(tokenizer, model)
     return model.train()
 
 
-def _streams(settings: LanguageTraining, tokenizer: Any, vocab_size: int) -> tuple[data.TokenStream, data.TokenStream]:
+def _streams(settings: LanguageTraining, tokenizer: Any) -> tuple[data.TokenStream, data.TokenStream]:
     """Text to learn from and text to validate with."""
-    text = _stream(settings, settings.data, tokenizer, vocab_size)
+    text = _stream(settings, settings.data, tokenizer)
     if settings.validation:
-        held_out = _stream(settings, settings.validation, tokenizer, vocab_size)
+        held_out = _stream(settings, settings.validation, tokenizer)
     else:
         text, held_out = text.split(len(text) - max(2, int(len(text) * settings.validation_fraction)))
     held_out, _ = held_out.split(min(len(held_out), settings.validation_tokens + 1))
@@ -171,12 +163,16 @@ def _streams(settings: LanguageTraining, tokenizer: Any, vocab_size: int) -> tup
     return text, held_out
 
 
-def _stream(settings: LanguageTraining, sources: tuple[str, ...], tokenizer: Any, vocab_size: int) -> data.TokenStream:
+def _stream(settings: LanguageTraining, sources: tuple[str, ...], tokenizer: Any) -> data.TokenStream:
     pieces = data.read_text(sources, pattern=settings.pattern, separator=settings.separator)
-    encode = None if tokenizer is None else tokenizer.encode
+    made_of: dict[str, Any] = {
+        "encode": None if _bytes(tokenizer) else tokenizer.encode,
+        "vocab_size": tokenizer.vocab_size,
+        "end_token": settings.end_token,
+    }
     size = sum(path.stat().st_size for path in data.text_files(sources, pattern=settings.pattern))
     if settings.cache is None and size <= _LARGE:
-        stream = data.tokenize(pieces, encode=encode, vocab_size=vocab_size, end_token=settings.end_token)
+        stream = data.tokenize(pieces, **made_of)
     else:
         name = data.fingerprint(
             sources,
@@ -186,7 +182,7 @@ def _stream(settings: LanguageTraining, sources: tuple[str, ...], tokenizer: Any
             end_token=settings.end_token,
         )
         place = Path(settings.cache or settings.out / "tokens") / name
-        stream = data.write_tokens(place, pieces, encode=encode, vocab_size=vocab_size, end_token=settings.end_token)
+        stream = data.write_tokens(place, pieces, **made_of)
     if len(stream) < 4:
         names = ", ".join(repr(os.fspath(source)) for source in sources)
         raise ValueError(f"data: {names} holds only {len(stream)} tokens; there is nothing to learn")
@@ -195,7 +191,14 @@ def _stream(settings: LanguageTraining, sources: tuple[str, ...], tokenizer: Any
 
 def _spelled(stream: data.TokenStream, tokenizer: Any, chunk: int = 1 << 16) -> int:
     """Bytes that the tokens stand for."""
-    if tokenizer is None:
+    if _bytes(tokenizer):
         return len(stream)
     parts = np.array_split(np.asarray(stream.tokens), max(1, len(stream) // chunk))
     return sum(len(tokenizer.decode(part.tolist()).encode()) for part in parts)
+
+
+def _bytes(tokenizer: Any) -> bool:
+    """Whether tokens are bytes, which are faster read than encoded."""
+    from statescan.checkpoints import ByteTokenizer
+
+    return isinstance(tokenizer, ByteTokenizer)

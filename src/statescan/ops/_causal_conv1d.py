@@ -10,7 +10,14 @@ from torch import Tensor
 
 from statescan.kernels import cpu_causal_conv1d
 from statescan.ops import _checks as checks
-from statescan.ops._dispatch import Implementation, Operator, cpu_accepts, register
+from statescan.ops._dispatch import (
+    Implementation,
+    Operator,
+    cpu_accepts,
+    register,
+    triton_accepts,
+    triton_implementation,
+)
 from statescan.ops._registration import define
 
 _NAME = "causal_conv1d"
@@ -210,5 +217,6 @@ def _reference_backward(grad: Tensor | None, *args: Any) -> list[Tensor | None]:
 
 OPERATOR.implementations += [
     Implementation("cpu", lambda *args: cpu_accepts(*args[:4]), cpu_causal_conv1d.forward, cpu_causal_conv1d.backward),
+    triton_implementation("causal_conv1d", lambda *args: triton_accepts(*args[:4])),
     Implementation("reference", lambda *args: None, _reference, _reference_backward),
 ]

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from statescan.kernels import cpu_gated_rms_norm
 from statescan.ops import _checks as checks
-from statescan.ops._dispatch import Implementation, Operator, cpu_accepts, register
+from statescan.ops._dispatch import (
+    Implementation,
+    Operator,
+    cpu_accepts,
+    register,
+    triton_accepts,
+    triton_implementation,
+)
 from statescan.ops._registration import define
 
 _NAME = "gated_rms_norm"
@@ -117,7 +124,16 @@ def _accepts(x: Tensor, weight: Any, gate: Any, *args: Any) -> str | None:
     return cpu_accepts(x, weight, gate)
 
 
+def _triton_accepts(
+    x: Tensor, weight: Any, gate: Any, eps: float, group_size: int, norm_before_gate: bool
+) -> str | None:
+    if group_size > 65536:
+        return f"no kernel for groups of {group_size} channels; 65536 are the most"
+    return triton_accepts(x, weight, gate)
+
+
 OPERATOR.implementations += [
     Implementation("cpu", _accepts, cpu_gated_rms_norm.forward, cpu_gated_rms_norm.backward),
+    triton_implementation("gated_rms_norm", _triton_accepts),
     Implementation("reference", lambda *args: None, _reference, _reference_backward),
 ]

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from statescan.kernels import cpu_linear_scan
 from statescan.ops import _checks as checks
-from statescan.ops._dispatch import Implementation, Operator, cpu_accepts, register
+from statescan.ops._dispatch import (
+    Implementation,
+    Operator,
+    cpu_accepts,
+    register,
+    triton_accepts,
+    triton_implementation,
+)
 from statescan.ops._registration import define
 
 _NAME = "linear_scan"
@@ -148,7 +155,12 @@ def _accepts(a: Tensor, b: Tensor, state: Any, *args: Any) -> str | None:
     return cpu_accepts(a.real, b.real)
 
 
+def _triton_accepts(a: Tensor, b: Tensor, state: Any, *args: Any) -> str | None:
+    return triton_accepts(b.real) if b.dtype in (torch.float32, torch.complex64) else f"no kernel for {b.dtype}"
+
+
 OPERATOR.implementations += [
     Implementation("cpu", _accepts, cpu_linear_scan.forward, cpu_linear_scan.backward),
+    triton_implementation("linear_scan", _triton_accepts),
     Implementation("reference", lambda *args: None, _reference, _reference_backward),
 ]

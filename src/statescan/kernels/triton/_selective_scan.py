@@ -56,7 +56,7 @@ def chunk_ends(
     PLANES: tl.constexpr = 2 if COMPLEX else 1
     planes = states * PLANES
     slot, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    _, _, row, count = locate(tl.program_id(0), offsets, length, sequences, PACKED, CHUNK)
+    _sequence, _position, row, count = locate(tl.program_id(0), offsets, length, sequences, PACKED, CHUNK)
     d, d_mask = channel_block(block, group_channels, unit, group_blocks, BLOCK)
     base_B = (slot * (tl.num_programs(1) // blocks_B) + block // blocks_B) * planes
     t = tl.arange(0, TILE)
@@ -107,7 +107,7 @@ def pass_states(
     sequence, n = tl.program_id(0), tl.program_id(2)
     d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     d_mask = d < channels
-    slot_0, _, rows = first_slot(sequence, offsets, length, PACKED, CHUNK)
+    slot_0, _row, rows = first_slot(sequence, offsets, length, PACKED, CHUNK)
     chunks = (rows + CHUNK - 1) // CHUNK
     if COMPLEX:
         A_re, A_im = load_planes(A, n, channels, d, d_mask)
@@ -165,7 +165,7 @@ def outputs(
         slot_0, row, count = first_slot(tl.program_id(0), offsets, length, PACKED, CHUNK)
     else:
         slot_0 = tl.program_id(0)
-        _, _, row, count = locate(tl.program_id(0), offsets, length, sequences, PACKED, CHUNK)
+        _sequence, _position, row, count = locate(tl.program_id(0), offsets, length, sequences, PACKED, CHUNK)
     d, d_mask = channel_block(block, group_channels, unit, group_blocks, BLOCK)
     carry += tl.program_id(0).to(tl.int64) * planes * channels
     t = tl.arange(0, TILE)
@@ -244,7 +244,7 @@ def chunk_gradients(
     PLANES: tl.constexpr = 2 if COMPLEX else 1
     planes = states * PLANES
     slot, block, slots = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(0)
-    _, _, row, count = locate(tl.program_id(0), offsets, length, sequences, PACKED, CHUNK)
+    _sequence, _position, row, count = locate(tl.program_id(0), offsets, length, sequences, PACKED, CHUNK)
     d, d_mask = channel_block(block, group_channels, unit, group_blocks, BLOCK)
     groups_C = tl.num_programs(1) // blocks_C
     base_B = (slot * (tl.num_programs(1) // blocks_B) + block // blocks_B) * planes
@@ -354,7 +354,7 @@ def input_gradients(
     PLANES: tl.constexpr = 2 if COMPLEX else 1
     planes = states * PLANES
     slot, block, slots = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(0)
-    _, _, row, count = locate(tl.program_id(0), offsets, length, sequences, PACKED, CHUNK)
+    _sequence, _position, row, count = locate(tl.program_id(0), offsets, length, sequences, PACKED, CHUNK)
     d, d_mask = channel_block(block, group_channels, unit, group_blocks, BLOCK)
     groups_B = tl.num_programs(1) // blocks_B
     base_B = (slot * groups_B + block // blocks_B) * planes

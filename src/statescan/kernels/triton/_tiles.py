@@ -130,7 +130,7 @@ def pack(
     The scan reads B and C a state at a time: here its positions lie side by side, aligned, with no mask.
     """
     slot, group = tl.program_id(0), tl.program_id(1)
-    _, _, row, count = locate(slot, offsets, length, sequences, PACKED, CHUNK)
+    _sequence, _position, row, count = locate(slot, offsets, length, sequences, PACKED, CHUNK)
     n = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     t = tl.arange(0, CHUNK)
     source = weights + row * stride_row + group * stride_group + (t[:, None] * stride_row + n[None, :])
@@ -146,7 +146,7 @@ def unpack(
 ):  # fmt: skip
     """Sum (blocks, slots, groups, states, CHUNK) over its blocks, in order, into (rows, groups, states)."""
     slot, group, groups = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
-    _, _, row, count = locate(slot, offsets, length, sequences, PACKED, CHUNK)
+    _sequence, _position, row, count = locate(slot, offsets, length, sequences, PACKED, CHUNK)
     n = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     t = tl.arange(0, CHUNK)
     base = (slot.to(tl.int64) * groups + group) * states * CHUNK

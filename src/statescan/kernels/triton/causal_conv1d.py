@@ -141,12 +141,12 @@ def input_gradients(
     if STATE:
         sequence, position = tl.program_id(0), tl.program_id(2) * TILE - past
         count = -position
-        _, row, end = first_slot(sequence, offsets, length, PACKED, TILE)
+        _slot, row, end = first_slot(sequence, offsets, length, PACKED, TILE)
         target += (sequence.to(tl.int64) * past + tl.program_id(2) * TILE) * channels
         row += position
     else:
         sequence, position, row, count = locate(tl.program_id(0), offsets, length, sequences, PACKED, TILE)
-        _, _, end = first_slot(sequence, offsets, length, PACKED, TILE)
+        _slot, _row, end = first_slot(sequence, offsets, length, PACKED, TILE)
         target += row * channels
     d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     d_mask = d < channels

@@ -18,14 +18,14 @@ from statescan.kernels.triton._common import (
     channel_block,
     first_slot,
     flags,
-    floats,
     locate,
     on_device,
     power_of_two,
     processors,
+    rows,
 )
 from statescan.kernels.triton._selective_scan_complex import scan_complex
-from statescan.kernels.triton._tiles import last_row, load_tile, scan_tile, store_tile
+from statescan.kernels.triton._tiles import last_row, scan_tile
 
 #: Positions in a chunk, and in a tile, which a scan takes at once.
 CHUNK = 32 if INTERPRETED else 128
@@ -52,45 +52,31 @@ def chunk_rows(slot, offsets, length, sequences, REVERSE: tl.constexpr, PACKED: 
 
 
 @triton.jit
-def load_pair(source, d, mask, COMPLEX: tl.constexpr):
-    """(real, imaginary) of a row of channels; real numbers come twice."""
+def load_pairs(place, mask, COMPLEX: tl.constexpr):
+    """(real, imaginary), the halves of a word; real numbers come twice."""
     if COMPLEX:
-        re = tl.load(source + 2 * d, mask=mask, other=0.0)
-        im = tl.load(source + 2 * d + 1, mask=mask, other=0.0)
+        words = tl.load(place, mask=mask, other=0)
+        re = words.to(tl.int32).to(tl.float32, bitcast=True)
+        im = (words >> 32).to(tl.int32).to(tl.float32, bitcast=True)
     else:
-        re = tl.load(source + d, mask=mask, other=0.0)
+        re = tl.load(place, mask=mask, other=0.0)
         im = re
     return re, im
 
 
 @triton.jit
-def store_pair(target, d, re, im, mask, COMPLEX: tl.constexpr):
+def store_pairs(place, re, im, mask, COMPLEX: tl.constexpr):
     if COMPLEX:
-        tl.store(target + 2 * d, re, mask=mask)
-        tl.store(target + 2 * d + 1, im, mask=mask)
+        high = im.to(tl.int32, bitcast=True).to(tl.int64) << 32
+        tl.store(place, high | (re.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF), mask=mask)
     else:
-        tl.store(target + d, re, mask=mask)
+        tl.store(place, re, mask=mask)
 
 
 @triton.jit
-def load_pairs(source, row, stride, t, d, mask, COMPLEX: tl.constexpr):
-    """(real, imaginary) of a tile; t counts rows, backwards where it is negative."""
-    if COMPLEX:
-        re = load_tile(source, row, stride, t, 2 * d, mask)
-        im = load_tile(source, row, stride, t, 2 * d + 1, mask)
-    else:
-        re = load_tile(source, row, stride, t, d, mask)
-        im = re
-    return re, im
-
-
-@triton.jit
-def store_pairs(target, row, stride, t, d, re, im, mask, COMPLEX: tl.constexpr):
-    if COMPLEX:
-        store_tile(target, row, stride, t, 2 * d, re, mask)
-        store_tile(target, row, stride, t, 2 * d + 1, im, mask)
-    else:
-        store_tile(target, row, stride, t, d, re, mask)
+def tile_places(source, row, stride, t, d):
+    """Where the numbers of a tile lie; t counts rows, backwards where it is negative."""
+    return source + row * stride + (t[:, None] * stride + d[None, :])
 
 
 @triton.jit
@@ -107,7 +93,7 @@ def load_decays(
         inside = inside & (position + t > 0)
         row += 1 if REVERSE else -1
     mask = inside[:, None] & d_mask[None, :]
-    re, im = load_pairs(a, row, stride, way, d, mask, COMPLEX)
+    re, im = load_pairs(tile_places(a, row, stride, way, d), mask, COMPLEX)
     re = tl.where(mask, re, 1.0)
     if SHIFT:
         im = -im
@@ -148,7 +134,6 @@ def chunk_ends(
     CHUNK: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The state after every chunk if it began with zero, and the product of its decays."""
-    WIDTH: tl.constexpr = 2 if COMPLEX else 1
     position, row, _, rows = chunk_rows(tl.program_id(0), offsets, length, sequences, REVERSE, PACKED, CHUNK)
     d, d_mask = channel_block(tl.program_id(1), channels, unit, tl.num_programs(1), BLOCK)
     t = tl.arange(0, TILE)
@@ -165,14 +150,14 @@ def chunk_ends(
         a_re, a_im = load_decays(
             a, resets, place, stride_a, position + start, left, t, d, d_mask, COMPLEX, REVERSE, SHIFT
         )
-        b_re, b_im = load_pairs(b, place, stride_b, way, d, mask, COMPLEX)
+        b_re, b_im = load_pairs(tile_places(b, place, stride_b, way, d), mask, COMPLEX)
         p_re, p_im, h_re, h_im = scan_pairs(a_re, a_im, b_re, b_im, h_re, h_im, first, COMPLEX, resets is not None)
         h_re, h_im = last_row(h_re, last), last_row(h_im, last)
         p_re, p_im = last_row(p_re, last), last_row(p_im, last)
         q_re, q_im = advance(p_re, p_im, q_re, q_im, zero, zero, COMPLEX)
-    base = tl.program_id(0).to(tl.int64) * channels * WIDTH
-    store_pair(ends + base, d, h_re, h_im, d_mask, COMPLEX)
-    store_pair(products + base, d, q_re, q_im, d_mask, COMPLEX)
+    base = tl.program_id(0).to(tl.int64) * channels
+    store_pairs(ends + base + d, h_re, h_im, d_mask, COMPLEX)
+    store_pairs(products + base + d, q_re, q_im, d_mask, COMPLEX)
 
 
 @triton.jit(do_not_specialize=("length",))
@@ -181,19 +166,18 @@ def pass_states(
     COMPLEX: tl.constexpr, PACKED: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Ends of chunks become what each chunk begins with; `boundary` goes from before the first to after the last."""
-    WIDTH: tl.constexpr = 2 if COMPLEX else 1
     d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     d_mask = d < channels
-    slot, _, rows = first_slot(tl.program_id(0), offsets, length, PACKED, CHUNK)
-    edge = boundary + tl.program_id(0).to(tl.int64) * channels * WIDTH
-    h_re, h_im = load_pair(edge, d, d_mask, COMPLEX)
+    slot, _row, rows = first_slot(tl.program_id(0), offsets, length, PACKED, CHUNK)
+    edge = boundary + tl.program_id(0).to(tl.int64) * channels
+    h_re, h_im = load_pairs(edge + d, d_mask, COMPLEX)
     for i in range((rows + CHUNK - 1) // CHUNK):
-        base = (slot + i).to(tl.int64) * channels * WIDTH
-        end_re, end_im = load_pair(ends + base, d, d_mask, COMPLEX)
-        a_re, a_im = load_pair(products + base, d, d_mask, COMPLEX)
-        store_pair(ends + base, d, h_re, h_im, d_mask, COMPLEX)
+        base = (slot + i).to(tl.int64) * channels
+        end_re, end_im = load_pairs(ends + base + d, d_mask, COMPLEX)
+        a_re, a_im = load_pairs(products + base + d, d_mask, COMPLEX)
+        store_pairs(ends + base + d, h_re, h_im, d_mask, COMPLEX)
         h_re, h_im = advance(a_re, a_im, h_re, h_im, end_re, end_im, COMPLEX)
-    store_pair(edge, d, h_re, h_im, d_mask, COMPLEX)
+    store_pairs(edge + d, h_re, h_im, d_mask, COMPLEX)
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -207,10 +191,9 @@ def outputs(
 
     For a gradient, `before` holds the states of the forward scan and `state` what those began with.
     """
-    WIDTH: tl.constexpr = 2 if COMPLEX else 1
     if SERIAL:
         sequence, position = tl.program_id(0), 0
-        _, row, rows = first_slot(sequence, offsets, length, PACKED, CHUNK)
+        _slot, row, rows = first_slot(sequence, offsets, length, PACKED, CHUNK)
         count = rows
         if REVERSE:
             row += rows - 1
@@ -221,8 +204,8 @@ def outputs(
     t = tl.arange(0, TILE)
     way = -t if REVERSE else t
     first, last = (t == 0)[:, None], (t == TILE - 1)[:, None]
-    base = tl.program_id(0).to(tl.int64) * channels * WIDTH
-    h_re, h_im = load_pair(starts + base, d, d_mask, COMPLEX)
+    base = tl.program_id(0).to(tl.int64) * channels
+    h_re, h_im = load_pairs(starts + base + d, d_mask, COMPLEX)
     sum_re, sum_im = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
     for start in range(0, count, TILE):
         place = row - start if REVERSE else row + start
@@ -231,21 +214,21 @@ def outputs(
         a_re, a_im = load_decays(
             a, resets, place, stride_a, position + start, left, t, d, d_mask, COMPLEX, REVERSE, SHIFT
         )
-        b_re, b_im = load_pairs(b, place, stride_b, way, d, mask, COMPLEX)
+        b_re, b_im = load_pairs(tile_places(b, place, stride_b, way, d), mask, COMPLEX)
         _, _, h_re, h_im = scan_pairs(a_re, a_im, b_re, b_im, h_re, h_im, first, COMPLEX, resets is not None)
-        store_pairs(h, place, channels * WIDTH, way, d, h_re, h_im, mask, COMPLEX)
+        store_pairs(tile_places(h, place, channels, way, d), h_re, h_im, mask, COMPLEX)
         if grad_a is not None:
             onward = t < tl.minimum(left, rows - 1 - position - start)  # all but the first of the forward scan
             if resets is not None:
                 onward = onward & (tl.load(resets + place + way, mask=t < left, other=0) == 0)
             past = place - 1 if REVERSE else place + 1
-            x_re, x_im = load_pairs(before, past, channels * WIDTH, way, d, mask & onward[:, None], COMPLEX)
+            x_re, x_im = load_pairs(tile_places(before, past, channels, way, d), mask & onward[:, None], COMPLEX)
             if state is not None:
                 from_state = t == rows - 1 - position - start
                 if resets is not None:
                     from_state = from_state & (tl.load(resets + place + way, mask=t < left, other=0) == 0)
                 s_re, s_im = load_pairs(
-                    state, sequence.to(tl.int64), channels * WIDTH, t * 0, d, mask & from_state[:, None], COMPLEX
+                    tile_places(state, sequence.to(tl.int64), channels, t * 0, d), mask & from_state[:, None], COMPLEX
                 )
                 x_re, x_im = x_re + s_re, x_im + s_im
             if COMPLEX:
@@ -256,12 +239,17 @@ def outputs(
                 sum_re += tl.sum(x_re, 0)
                 sum_im += tl.sum(x_im, 0)
             else:
-                store_pairs(grad_a, place, channels * WIDTH, way, d, x_re, x_im, mask, COMPLEX)
+                store_pairs(tile_places(grad_a, place, channels, way, d), x_re, x_im, mask, COMPLEX)
         h_re, h_im = last_row(h_re, last), last_row(h_im, last)
     if SERIAL:
-        store_pair(starts + base, d, h_re, h_im, d_mask, COMPLEX)
+        store_pairs(starts + base + d, h_re, h_im, d_mask, COMPLEX)
     if CONSTANT:
-        store_pair(grad_a + base, d, sum_re, sum_im, d_mask, COMPLEX)
+        store_pairs(grad_a + base + d, sum_re, sum_im, d_mask, COMPLEX)
+
+
+def words(tensor: Tensor) -> Tensor:
+    """Complex numbers as the 64-bit words that hold them, for a thread to read side by side; real ones as they are."""
+    return tensor.resolve_conj().view(torch.int64) if tensor.is_complex() else tensor
 
 
 class _Scan:
@@ -272,32 +260,33 @@ class _Scan:
         self.channels = b.shape[2]
         self.is_complex = b.is_complex()
         self.constant = a.ndim == 1
-        self.a = self.rows(a) if a.ndim == 3 else floats(a.contiguous())
+        self.a = words(rows(a)) if a.ndim == 3 else words(a.contiguous())
         self.stride_a = 0 if self.constant else self.a.stride(0)
         self.resets, self.offsets = flags(resets), None if offsets is None else offsets.contiguous()
         self.blocks = -(-self.channels // BLOCK)
 
-    def rows(self, tensor: Tensor) -> Tensor:
-        """(batch, length, channels) as (rows, channels), or pairs; a view where strides allow."""
-        flat = tensor.flatten(0, 1)
-        return floats(flat if flat.stride(-1) == 1 else flat.contiguous())
-
     def run(self, b: Tensor, boundary: Tensor, h: Tensor, reverse: bool, before=None, state=None, grad_a=None):
         """Scan into h from the boundary states, which become the last ones; gives the gradient's parts of a constant."""
-        chunks, b_rows = self.chunks, self.rows(b)
+        chunks, b_rows = self.chunks, words(rows(b))
         serial = chunks.each <= 1 or chunks.sequences * self.blocks >= SERIAL_FROM * processors(b.device)
         sizes = (self.stride_a, b_rows.stride(0), chunks.length, chunks.sequences, 1, self.channels)
         order = {"COMPLEX": self.is_complex, "PACKED": chunks.packed}
         direction = {"REVERSE": reverse, "SHIFT": before is not None, **order}
-        options = {"CHUNK": CHUNK, "TILE": TILE, "BLOCK": BLOCK, "num_warps": 1, **FUSED}
+        options = {
+            "CHUNK": CHUNK,
+            "TILE": TILE,
+            "BLOCK": BLOCK,
+            "num_warps": 1,
+            **FUSED,
+        }
         inputs = (self.a, b_rows, self.resets, self.offsets)
-        edge = floats(boundary)
+        edge = words(boundary)
         programs = chunks.sequences if serial else chunks.slots
         parts = torch.empty(programs, self.channels, dtype=b.dtype, device=b.device) if before is not None else None
-        of_a = (floats(parts) if self.constant else floats(grad_a)) if parts is not None else None
+        of_a = (words(parts) if self.constant else words(grad_a)) if parts is not None else None
         starts = edge
         if not serial:
-            starts = torch.empty((programs, *edge.shape[1:]), dtype=torch.float32, device=b.device)
+            starts = torch.empty(programs, self.channels, dtype=edge.dtype, device=b.device)
             products = torch.empty_like(starts)
             chunk_ends[(programs, self.blocks)](*inputs, starts, products, *sizes, **direction, **options)
             block = power_of_two(self.channels, 8, 128)
@@ -306,8 +295,8 @@ class _Scan:
                 **order, CHUNK=CHUNK, BLOCK=block, num_warps=4, **FUSED,
             )  # fmt: skip
         outputs[(programs, self.blocks)](
-            *inputs, starts, floats(h), None if before is None else floats(before),
-            None if state is None else floats(state), of_a, *sizes,
+            *inputs, starts, words(h), None if before is None else words(before),
+            None if state is None else words(state), of_a, *sizes,
             CONSTANT=self.constant and before is not None, SERIAL=serial, **direction, **options,
         )  # fmt: skip
         return parts

@@ -91,8 +91,8 @@ class HybridLanguageModel(LanguageModel):
 _TRANSFORMER = dict(layout=("attention",), vocab_size=256, mlp_multiple_of=8)
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "transformer_tiny": dict(_TRANSFORMER, dim=128, depth=3, mlp_dim=320, attention=dict(heads=4, rotary_dim=32)),
-    "transformer_small": dict(_TRANSFORMER, dim=256, depth=6, mlp_dim=648, attention=dict(heads=8, rotary_dim=32)),
+    "transformer_tiny": dict(_TRANSFORMER, dim=128, depth=3, mlp_dim=232, attention=dict(heads=4, rotary_dim=32)),
+    "transformer_small": dict(_TRANSFORMER, dim=256, depth=6, mlp_dim=416, attention=dict(heads=8, rotary_dim=32)),
     "hybrid_tiny": dict(
         dim=128,
         depth=6,

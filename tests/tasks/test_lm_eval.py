@@ -7,16 +7,13 @@ from importlib.metadata import EntryPoint
 
 import pytest
 import torch
-
-lm_eval = pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
-
-from lm_eval.api.instance import Instance  # noqa: E402
-from lm_eval.tasks import TaskManager  # noqa: E402
+from lm_eval.api.instance import Instance
+from lm_eval.tasks import TaskManager
 
 from statescan.checkpoints import ByteTokenizer
-from statescan.tasks.lm_eval import StatescanLM, evaluate_tasks  # noqa: E402
-from tests.generation import _models  # noqa: E402
-from tests.tasks.test_evaluation import nats_of  # noqa: E402
+from statescan.tasks.lm_eval import StatescanLM, evaluate_tasks
+from tests.generation import _models
+from tests.tasks.test_evaluation import nats_of
 
 DOCUMENTS = [
     {"question": "What is it?", "choices": [" a", " no way, sir", " yes"], "answer": 0, "text": "one two"},

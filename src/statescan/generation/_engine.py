@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from statescan.checkpoints import check_tokenizer
 from statescan.generation._prefill import Batching, prefill
 from statescan.generation._progress import progress_bar
 from statescan.generation._prompts import Prompts, Stop, encode_prompts, split_stops, spread_seeds
@@ -248,12 +249,19 @@ def stream(
     if prompts is None and state is None:
         raise ValueError("prompts: give prompts, or the state of a continuation to go on from")
     vocabulary = model.config.vocab_size
+    if tokenizer is not None:
+        check_tokenizer(tokenizer, model)
+        vocabulary = min(vocabulary, tokenizer.vocab_size)
+        end = getattr(tokenizer, "end_of_text", None)
+        stop = end if stop is None else stop
     stop_strings, stop_tokens = split_stops(stop, tokenizer, vocabulary)
     encoded: list[list[int]] = [[] for _ in range(len(state))] if state is not None else []
     if prompts is not None:
         encoded = encode_prompts(prompts, tokenizer, vocabulary)
     if state is not None and len(state) != len(encoded):
         raise ValueError(f"state: it holds {len(state)} sequences for {len(encoded)} prompts")
+    if state is not None:
+        _check_state(model, state)
     device = next(model.parameters()).device
     seeds, drawn, recent, held = _beginnings(encoded, state, seed, continued=prompts is None)
     if state is not None:
@@ -305,10 +313,12 @@ def generate(
     Arguments:
         model: a language model (``forward(tokens, state)``, ``step(tokens, state)``).
         prompts: a text, a sequence of tokens, or a list of either, of any lengths. None goes on from `state`.
-        tokenizer: has ``encode(text)`` and ``decode(tokens)``; needed for text in or out and for stop strings.
+        tokenizer: has ``encode(text)``, ``decode(tokens)`` and ``vocab_size``; needed for text in or out and for stop
+            strings. Tokens that it does not have are never drawn.
         max_new_tokens: the most tokens a prompt gets.
         temperature, top_k, top_p, min_p, repetition_penalty: see `SamplingConfig`; temperature 0 is greedy.
-        stop: strings or token ids that end a continuation. A string may span tokens; it is not part of the text.
+        stop: strings or token ids that end a continuation. A string may span tokens; it is not part of the text. None is
+            the tokenizer's ``end_of_text`` token, where it has one; an empty list is nothing.
         seed: prompt i uses ``seed + i``, or a seed for each. None takes one from torch's global generator.
         state: what earlier continuations left (`Generation.state`, `Stream.state_of`), one sequence a prompt. Without
             prompts and with the same settings, what follows is what would have followed.
@@ -357,6 +367,20 @@ def generate(
         )
         for index in range(count)
     ]
+
+
+def _check_state(model: Any, state: GenerationState) -> None:
+    """Refuse the state of another model; an axis that is empty at the beginning, a cache's, may have any length."""
+    expected = dict(model.initial_state(len(state)).tensors())
+    given = dict(state.model.tensors())
+    for name in sorted(expected.keys() ^ given.keys()):
+        known = "the model has none" if name in given else "it has none"
+        raise ValueError(f"state: it is another model's ({name}: {known})")
+    for name, tensor in expected.items():
+        sizes = zip(tensor.shape, given[name].shape, strict=False)
+        if tensor.ndim != given[name].ndim or any(size not in (0, actual) for size, actual in sizes):
+            shapes = f"expected {tuple(tensor.shape)}, got {tuple(given[name].shape)}"
+            raise ValueError(f"state: it is another model's ({name}: {shapes})")
 
 
 def _beginnings(

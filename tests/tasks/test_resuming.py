@@ -194,4 +194,7 @@ def test_atomic_writing_replaces_whole_files(tmp_path, monkeypatch):
     write_atomically(path, b"one")
     write_atomically(path, b"two")
     assert path.read_bytes() == b"two"
+    path.with_name("other").touch()
+    assert path.stat().st_mode == path.with_name("other").stat().st_mode
+    path.with_name("other").unlink()
     assert list(tmp_path.iterdir()) == [path]

@@ -172,10 +172,12 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+        # Inside a folder that is there already: it may be another file system than its parent.
+        temporary = Path(tempfile.mkdtemp(dir=target if target.exists() else target.parent, prefix=f".{target.name}."))
         temporary.chmod(0o755)
         yield temporary
         for file in temporary.iterdir():
+            file.chmod(0o644)  # the safetensors library makes files that only their owner can read
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
         if target.exists():

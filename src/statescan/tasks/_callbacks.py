@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +12,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from statescan.tasks._module import Sums, TokenPrediction, schedule
-from statescan.tasks._run_folder import RunFolder
+from statescan.tasks._run_folder import RunFolder, replacing
 from statescan.tasks._settings import TrainingSettings
 
 #: Columns of the metrics before those of the validation.
@@ -26,22 +24,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """The file at `path` is the new checkpoint or, whatever happens, the old one."""
-        target = Path(path)
-        for left in target.parent.glob(f".{target.name}.*"):  # of a killed process
-            left.unlink(missing_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with replacing(Path(path)) as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except BaseException as error:
-            Path(temporary).unlink(missing_ok=True)
-            # torch reports a full disk as a RuntimeError about its writer; the system's own error stands behind it.
-            cause = error.__context__
-            if isinstance(error, RuntimeError) and isinstance(cause, OSError):
-                raise cause from None
+        except RuntimeError as error:
+            # torch reports a full disk as an error of its writer; the system's own error stands behind it.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
             raise
 
 

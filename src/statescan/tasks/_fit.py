@@ -59,7 +59,7 @@ class TrainingResult:
         validation: the numbers of the last validation.
         parameters: of the model.
         seconds: duration of this part of the run.
-        model: folder of the trained model.
+        model: folder of the run, which is that of the trained model.
         metrics: table of the metrics.
         picture: their curves, or None where matplotlib is missing.
     """
@@ -122,7 +122,7 @@ def fit(
         trainer.fit(module, datamodule=data, ckpt_path=str(folder.checkpoint) if resumed else None, weights_only=True)
         trained = _whole(trainer, module)
         if trainer.is_global_zero:
-            save(trained, folder.model, tokenizer=tokenizer)
+            save(trained, folder.path, tokenizer=tokenizer)
             picture = _draw(folder, settings, objective.columns)
         trainer.strategy.barrier()
     return TrainingResult(
@@ -130,7 +130,7 @@ def fit(
         validation=recorder.validation,
         parameters=parameters,
         seconds=time.perf_counter() - began,
-        model=str(folder.model),
+        model=str(folder.path),
         metrics=str(folder.metrics.path),
         picture=picture if trainer.is_global_zero else None,
     )

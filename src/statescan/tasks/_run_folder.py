@@ -12,18 +12,23 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from statescan.tasks._settings import FREE, TrainingSettings
 
 Settings = TypeVar("Settings", bound=TrainingSettings)
+
+#: Files that a new run replaces; the model's come last, when it is trained.
+_OF_A_RUN = ("checkpoint.ckpt", "metrics.csv", "speed.csv", "curves.png", "config.json", "model.safetensors")
 
 #: Errors of the operating system that say that a folder cannot take more.
 _WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 class RunFolder:
-    """What a run leaves: ``settings.json``, ``metrics.csv``, ``speed.csv``, ``checkpoint.ckpt``, ``model/``, ``curves.png``.
+    """What a run leaves: the model (``config.json``, ``model.safetensors``), ``metrics.csv``, ``speed.csv``, ``curves.png``.
+
+    Beside these, ``settings.json`` and ``checkpoint.ckpt`` hold what is needed to go on.
 
     Arguments:
         path: the folder; made when it is first written to.
@@ -35,7 +40,6 @@ class RunFolder:
         self.metrics = MetricsFile(self.path / "metrics.csv")
         self.speed = MetricsFile(self.path / "speed.csv")
         self.checkpoint = self.path / "checkpoint.ckpt"
-        self.model = self.path / "model"
         self.picture = self.path / "curves.png"
 
     def settle(self, settings: Settings) -> Settings:
@@ -84,9 +88,8 @@ class RunFolder:
             return resumed
         self._check_room(2 * needed)
         if not resumed:
-            for file in (self.checkpoint, self.metrics.path, self.speed.path, self.picture):
-                file.unlink(missing_ok=True)
-            shutil.rmtree(self.model, ignore_errors=True)
+            for name in _OF_A_RUN:
+                (self.path / name).unlink(missing_ok=True)
         write_atomically(self.settings, json.dumps(settings.as_dict(), indent=2).encode() + b"\n")
         return resumed
 
@@ -175,15 +178,23 @@ def _written(value: Any) -> str:
     return f"{value:.9g}" if isinstance(value, float) else str(value)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or, if something comes between, as it was before."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that takes its name when it is whole; if something comes between, the old one stays."""
+    for left in path.parent.glob(f".{path.name}.*"):  # of a killed process
+        left.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
+        with temporary.open("wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file by one of this content, whole or not at all."""
+    with replacing(path) as file:
+        file.write(content)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 import torch
@@ -189,9 +191,21 @@ def test_bad_batch_sizes_are_named():
         harness(_models.build("mock"), batch_size=0)
 
 
+def test_models_come_from_folders_with_their_tokenizers(tmp_path):
+    _models.build("mamba_tiny").save(tmp_path)
+    lm = StatescanLM.create_from_arg_string(f"pretrained={tmp_path},batch_size=2,dtype=float64")
+    assert next(lm.model.parameters()).dtype == torch.float64
+    (answer,) = lm.generate_until([request("generate_until", "go", {"until": ["x"], "max_gen_toks": 3})], True)
+    assert isinstance(answer, str)
+    with pytest.raises(ValueError, match=r"dtype: expected a floating-point type .* got 'int8'"):
+        StatescanLM(str(tmp_path), dtype="int8")
+
+
 def test_importing_registers_and_the_entry_point_leads_here():
     from lm_eval.api.registry import get_model
 
     assert get_model("statescan") is StatescanLM
-    entry = EntryPoint("statescan", "statescan.tasks.lm_eval:StatescanLM", "lm_eval.models")
-    assert entry.load() is StatescanLM
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    ((name, target),) = project["entry-points"]["lm_eval.models"].items()
+    assert name == "statescan"
+    assert EntryPoint(name, target, "lm_eval.models").load() is StatescanLM

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import statescan
+from statescan.cli import main
 from statescan.data import IGNORED
 from statescan.tasks import LanguageTraining, train_language
-from tests.tasks._runs import SMALL, metrics, run_language, write_text
+from tests.tasks._runs import SMALL, command, metrics, run_language, write_text
 
 pytest.importorskip("pytorch_lightning")
 
@@ -53,6 +54,16 @@ def test_a_run_learns(finished):
     assert last["validation_bits_per_byte"] == pytest.approx(loss / math.log(2), rel=1e-6)
     assert last["validation_perplexity"] == pytest.approx(math.exp(loss), rel=1e-6)
     assert result.validation["validation_loss"] == pytest.approx(loss, rel=1e-6)
+
+
+def test_the_command_prints_the_result(text, tmp_path, capsys):
+    line = command(text, tmp_path / "out", "--json", steps=2)[3:]
+    assert main(line) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["steps"] == 2
+    assert printed["model"] == str(tmp_path / "out")
+    assert main(line) == 2
+    assert capsys.readouterr().err.startswith("statescan: out: ")
 
 
 def test_the_trained_model_loads(finished):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -86,8 +87,9 @@ class ShuffledOrder:
         index = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs, places = np.divmod(index, self.windows)
         found = np.empty_like(index)
+        spare = self.tokens - 1 - self.windows * self.length
         for epoch in np.unique(epochs):
-            phase, order = self._epoch(int(epoch))
+            phase, order = _epoch(self.seed, int(epoch), self.windows, spare)
             chosen = epochs == epoch
             found[chosen] = phase + order[places[chosen]] * self.length
         return found
@@ -96,10 +98,12 @@ class ShuffledOrder:
         """Always: neighbouring batches have nothing to do with each other."""
         return True
 
-    def _epoch(self, epoch: int) -> tuple[int, np.ndarray]:
-        rng = np.random.default_rng([self.seed, epoch])
-        spare = self.tokens - 1 - self.windows * self.length
-        return int(rng.integers(spare + 1)), rng.permutation(self.windows)
+
+@functools.lru_cache(maxsize=4)
+def _epoch(seed: int, epoch: int, windows: int, spare: int) -> tuple[int, np.ndarray]:
+    """Where an epoch's first window begins, up to `spare` tokens behind the stream's beginning, and the windows' order."""
+    rng = np.random.default_rng([seed, epoch])
+    return int(rng.integers(spare + 1)), rng.permutation(windows)
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,8 @@ class FileTokenizer:
             self._tokenizer: Any = Tokenizer.from_file(str(self.path))
         except Exception as error:
             raise ValueError(f"tokenizer: {str(self.path)!r} is no tokenizer file ({error})") from None
-        self.vocab_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        # Not the number of tokens: added ones may leave numbers out.
+        self.vocab_size: int = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         #: The token that ends a text, if the settings beside the file name one.
         self.end_of_text: int | None = self._special_token("eos_token")
 

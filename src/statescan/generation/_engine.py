@@ -251,7 +251,7 @@ def stream(
     vocabulary = model.config.vocab_size
     if tokenizer is not None:
         check_tokenizer(tokenizer, model)
-        vocabulary = min(vocabulary, tokenizer.vocab_size)
+        vocabulary = min(model.config.padded_vocab_size, tokenizer.vocab_size)
         end = getattr(tokenizer, "end_of_text", None)
         stop = end if stop is None else stop
     stop_strings, stop_tokens = split_stops(stop, tokenizer, vocabulary)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import statescan
+from statescan import ops
 from statescan.layers import State
 from tests.models._small import MODELS, VOCABULARY, build, tokens
 
@@ -175,6 +176,24 @@ def test_compiles_whole(key: str) -> None:
     grads = torch.autograd.grad(logits.square().sum(), list(model.parameters()))
     for got, plain in zip(grads, torch.autograd.grad(want.square().sum(), list(model.parameters())), strict=True):
         torch.testing.assert_close(got, plain, **CLOSE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+def test_compiles_to_machine_code(backend: str) -> None:
+    """The default compiler believes what the operators say of their results' strides; a wrong word crashes it."""
+    model, x = build("hybrid"), tokens(2, 6)
+    with ops.backend(backend):
+        compiled = torch.compile(model, fullgraph=True)
+        for state in (None, model(x)[1].detach()):
+            logits, _ = compiled(x, state)
+            want, _ = model(x, state)
+            torch.testing.assert_close(logits, want, **CLOSE)
+            grads = torch.autograd.grad(logits.square().sum(), list(model.parameters()))
+            plain = torch.autograd.grad(want.square().sum(), list(model.parameters()))
+            for got, theirs in zip(grads, plain, strict=True):
+                torch.testing.assert_close(got, theirs, **CLOSE)
+    torch.compiler.reset()
 
 
 @models

@@ -90,4 +90,4 @@ def _of_input(gradient: Tensor | None, argument: Tensor | None, like: Tensor) ->
         return like.new_empty(0)
     if gradient is None:
         return torch.empty_like(argument, memory_format=torch.contiguous_format)
-    return gradient.to(argument.dtype)
+    return gradient.to(argument.dtype).contiguous()  # compiled code counts on the strides that `fake` announced

@@ -281,7 +281,8 @@ def _run_backward(
     backward = OPERATOR.choose(*args).backward
     assert backward is not None
     gradients = backward(grad_y, grad_last_state, states, *args)
-    return tuple(args[0].new_empty(0) if g is None else g for g in gradients)
+    # Compiled code counts on the strides that the fake announced.
+    return tuple(args[0].new_empty(0) if g is None else g.contiguous() for g in gradients)
 
 
 def _fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -189,7 +189,7 @@ def _run(*args: Any) -> tuple[Tensor, Tensor]:
 
 def _run_backward(grad_y: Tensor | None, grad_state: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
     gradients = checks.vector_jacobian_product(_reference, args, _INPUTS, (grad_y, grad_state))
-    return tuple(args[1].new_empty(0) if g is None else g for g in gradients)
+    return tuple(args[1].new_empty(0) if g is None else g.contiguous() for g in gradients)
 
 
 def _fake(*args: Any) -> tuple[Tensor, Tensor]:

@@ -115,6 +115,9 @@ def draw(path: Path, results: dict[str, dict]) -> None:
         title="cost of generating a token", xlabel="context (tokens)", ylabel="milliseconds", xscale="log", ylim=0
     )
     right.set(title="memory of the context", xlabel="context (tokens)", ylabel="KiB", xscale="log", yscale="log")
+    for axes in (middle, right):
+        axes.set_xticks(contexts, [f"{context:,}" for context in contexts])
+        axes.minorticks_off()
     for axes in (left, middle, right):
         axes.legend()
         axes.grid(alpha=0.3)

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def _selective_scan(x: Any, delta: Any, A: Any, *rest: Any, **_: Any) -> int:
-    # a state: exp and product for its decay, product for its input, and two multiply-adds for step and output
+    # Nine a state, as publications count: exp(delta A), delta B x, the step and the read-out. Exp counts as one.
     batch, length, channels = x
     return batch * length * channels * (9 * A[1])
 

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from statescan.kernels import cpu_ssd
 from statescan.ops import _checks as checks
-from statescan.ops._dispatch import Implementation, Operator, cpu_accepts, register
+from statescan.ops._dispatch import (
+    Implementation,
+    Operator,
+    cpu_accepts,
+    register,
+    triton_accepts,
+    triton_implementation,
+)
 from statescan.ops._registration import define
 
 _NAME = "ssd"
@@ -251,7 +258,14 @@ def _reference_backward(grad_y: Tensor | None, grad_last: Tensor | None, *args: 
     return checks.vector_jacobian_product(_reference, args, 7, (grad_y, grad_last))
 
 
+def _triton_accepts(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, *args: Any) -> str | None:
+    if x.shape[3] > 128 or not B.shape[3]:
+        return f"no kernel for a head_dim of {x.shape[3]} and a state_dim of {B.shape[3]}; from 1 to 128, and from 1"
+    return triton_accepts(x)
+
+
 OPERATOR.implementations += [
     Implementation("cpu", lambda *args: cpu_accepts(*args[:7]), cpu_ssd.forward, cpu_ssd.backward),
+    triton_implementation("ssd", _triton_accepts),
     Implementation("reference", lambda *args: None, _reference, _reference_backward),
 ]

@@ -17,9 +17,17 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+
+#: Packages that come with an extra of ours.
+_EXTRAS = {
+    "pytorch_lightning": "train",
+    "matplotlib": "train",
+    "transformers": "hf",
+    "lm_eval": "eval",
+    "datasets": "eval",
+}
 
 _USAGE = """usage: statescan COMMAND [OPTIONS]
 
@@ -62,9 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     name, rest = given[0], given[1:]
     if name not in known:
-        near = get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        return _fail(f"unknown command {name!r}{hint} `statescan --help` lists all")
+        from statescan.cli import _parse
+
+        return _fail(_parse.unknown("command", name, list(known)))
     try:
         module = importlib.import_module(f"statescan.cli.{name.replace('-', '_')}")
         return int(_call(module, f"statescan {name}", rest) or 0)
@@ -81,10 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _call(module: Any, program: str, arguments: list[str]) -> Any:
-    import tyro
+    from statescan.cli import _parse
 
     if not hasattr(module, "COMMANDS"):
-        return tyro.cli(module.run, prog=program, args=arguments)
+        return _parse.parse(module.run, program, arguments)()
     table: dict[str, Callable[..., Any]] = module.COMMANDS
     if not arguments or arguments[0] in ("-h", "--help"):
         width = max(map(len, table))
@@ -95,15 +103,15 @@ def _call(module: Any, program: str, arguments: list[str]) -> Any:
         return 0
     name = arguments[0]
     if name not in table:
-        near = get_close_matches(name, table, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown subcommand {name!r} of `{program}`{hint} Known: {', '.join(table)}")
-    return tyro.cli(table[name], prog=f"{program} {name}", args=arguments[1:])
+        raise ValueError(_parse.unknown("subcommand", name, list(table)))
+    return _parse.parse(table[name], f"{program} {name}", arguments[1:])()
 
 
 def _one_line(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
-        return f"this command needs the package {error.name!r}; pip install {error.name}"
+        extra = _EXTRAS.get(error.name.partition(".")[0])
+        remedy = f"pip install 'statescan[{extra}]'" if extra else f"pip install {error.name}"
+        return f"this command needs the package {error.name!r}; {remedy}"
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split()) or type(error).__name__

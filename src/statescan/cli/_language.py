@@ -12,13 +12,11 @@ _ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
 
 def load(model: str, tokenizer: str | None, *, device: str | None) -> tuple[Any, Any]:
     """A model on its device, and a tokenizer that fits it."""
-    import torch
-
     from statescan import checkpoints
 
     folder = checkpoints.locate(model)
     chosen = checkpoints.load_tokenizer(tokenizer or folder)
-    loaded = checkpoints.load(folder, device=_device(torch, device))
+    loaded = checkpoints.load(folder, device=device_of(device))
     checkpoints.check_tokenizer(chosen, loaded)
     return loaded, chosen
 
@@ -40,7 +38,10 @@ def unescape(text: str) -> str:
     return re.sub(r"\\[nt\\]", lambda found: _ESCAPES[found.group()], text)
 
 
-def _device(torch: Any, name: str | None) -> Any:
+def device_of(name: str | None) -> Any:
+    """The device of this name; by default a GPU if there is one."""
+    import torch
+
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -8,7 +8,7 @@ import tyro
 
 
 def run(
-    name: Annotated[str, tyro.conf.Positional],
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")],
     *,
     length: int = 2048,
     batch: int = 1,

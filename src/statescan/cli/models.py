@@ -7,7 +7,9 @@ from typing import Annotated
 import tyro
 
 
-def run(pattern: Annotated[str, tyro.conf.Positional] = "*", *, json: bool = False) -> None:
+def run(
+    pattern: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PATTERN")] = "*", *, json: bool = False
+) -> None:
     """List named models that match a shell pattern, for instance `statescan models "mamba2_*"`.
 
     Args:

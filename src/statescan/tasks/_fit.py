@@ -119,7 +119,13 @@ def fit(
         )
         trainer = _trainer(settings, [recorder, *([bar] if settings.progress else [])])
         data = _Batches(objective.batches, settings.accumulate)
-        trainer.fit(module, datamodule=data, ckpt_path=str(folder.checkpoint) if resumed else None, weights_only=True)
+        try:
+            checkpoint = str(folder.checkpoint) if resumed else None
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        except SystemExit as stopped:  # Lightning's answer to the keyboard; the caller's is to decide
+            if isinstance(stopped.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from None
+            raise
         trained = _whole(trainer, module)
         if trainer.is_global_zero:
             save(trained, folder.path, tokenizer=tokenizer)

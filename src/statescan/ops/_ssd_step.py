@@ -10,7 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from statescan.ops import _checks as checks
-from statescan.ops._dispatch import Implementation, Operator, register, triton_accepts, triton_implementation
+from statescan.ops._dispatch import (
+    Implementation,
+    Operator,
+    cpu_accepts,
+    register,
+    triton_accepts,
+    triton_implementation,
+)
 from statescan.ops._registration import define
 from statescan.ops._ssd import _INFINITY, _steps
 
@@ -171,5 +178,7 @@ def _triton_accepts(state: Tensor, x: Tensor, *args: Any) -> str | None:
 
 OPERATOR.implementations += [
     replace(triton_implementation("ssd_step", _triton_accepts), backward=_gradient),
+    # On a CPU torch's matrix product is the compiled step: at one position it beats the scan's kernel.
+    Implementation("cpu", cpu_accepts, _plain, _gradient),
     Implementation("reference", lambda *args: None, _plain, _gradient),
 ]

@@ -74,6 +74,20 @@ def test_batches_are_shared_and_resumed():
     assert torch.equal(whole[2].tokens, late[0].tokens)
 
 
+def test_lengths_vary_up_to_that_of_the_task():
+    task = synthetic_task("induction_heads", {"length": 40})
+    arguments = dict(batch_size=2, seed=1, stream="train", last=40)
+    lengths = [batch.tokens.shape[1] for batch in SyntheticBatches(task, vary_length=True, **arguments)]
+    assert all(length == 40 for length in lengths[::4])
+    assert min(lengths) >= 8
+    assert max(lengths) == 40
+    assert len(set(lengths)) > 10
+    late = SyntheticBatches(task, vary_length=True, first=7, **arguments)
+    assert [batch.tokens.shape[1] for batch in late] == lengths[7:]
+    fixed = SyntheticBatches(synthetic_task("mqar"), vary_length=True, **arguments)
+    assert {batch.tokens.shape[1] for batch in fixed} == {64}
+
+
 @pytest.mark.parametrize(
     ("name", "count"), [("selective_copying", 16), ("induction_heads", 1), ("mqar", 4), ("passkey", 5)]
 )

@@ -7,6 +7,7 @@ Arjovsky et al. 2016 (copying); Gu and Dao 2023, section 3.1 (selective copying)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -73,6 +74,8 @@ class SelectiveCopying:
         memorize: data tokens.
         vocab_size: noise, data and marker tokens together.
     """
+
+    shortest: ClassVar[int] = 8
 
     length: int = 256
     memorize: int = 16

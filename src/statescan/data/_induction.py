@@ -7,6 +7,7 @@ Fu et al. 2023 (H3; github.com/HazyResearch/safari, `dataloaders/synthetics.py`)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ class InductionHeads:
         length: tokens of a sequence, both special tokens included.
         vocab_size: the special token included.
     """
+
+    shortest: ClassVar[int] = 8
 
     length: int = 256
     vocab_size: int = 16

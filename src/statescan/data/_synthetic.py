@@ -27,7 +27,10 @@ class SyntheticBatch:
 
 
 class SyntheticTask(Protocol):
-    """A generated task: a frozen dataclass of its settings."""
+    """A generated task: a frozen dataclass of its settings.
+
+    One that is the same task at any `length` says so with `shortest`, the least length that is worth learning from.
+    """
 
     @property
     def vocab_size(self) -> int:

@@ -11,6 +11,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
@@ -36,6 +37,8 @@ class SyntheticTraining(TrainingSettings):
     task_set: tuple[str, ...] = ()
     #: Fields of the model's config to change. The smallest model that the published experiments use.
     set: tuple[str, ...] = ("dim=64", "depth=2")
+    #: Learn from random lengths up to the task's, where the task can be had shorter; validation is at its length.
+    vary_length: bool = True
     #: Optimiser steps, at most.
     steps: int = 20_000
     #: Sequences of a batch, on each device.
@@ -78,12 +81,14 @@ class SyntheticBatches(IterableDataset):
         batch_size: int,
         seed: int,
         stream: str,
+        vary_length: bool = False,
         rank: int = 0,
         world: int = 1,
         first: int = 0,
         last: int | None = None,
     ) -> None:
         self._task, self._batch_size, self._seed, self._stream = task, batch_size, seed, stream
+        self._vary = vary_length and hasattr(task, "shortest")
         share = batch_size // world
         self._rows = slice(rank * share, (rank + 1) * share)
         self._first, self._last = first, last
@@ -92,9 +97,15 @@ class SyntheticBatches(IterableDataset):
         index = self._first
         while self._last is None or index < self._last:
             seed = data.batch_seed(self._seed, self._stream, index)
-            batch = self._task.batch(self._batch_size, seed=seed)
+            batch = self._task_of(index, seed).batch(self._batch_size, seed=seed)
             yield data.SyntheticBatch(batch.tokens[self._rows], batch.targets[self._rows])
             index += 1
+
+    def _task_of(self, index: int, seed: int) -> Any:
+        task: Any = self._task
+        if not self._vary or index % 4 == 0 or task.length <= task.shortest:
+            return task
+        return with_length(task, int(np.random.default_rng(seed).integers(task.shortest, task.length + 1)))
 
 
 def train_synthetic(settings: SyntheticTraining) -> TrainingResult:
@@ -112,7 +123,9 @@ def train_synthetic(settings: SyntheticTraining) -> TrainingResult:
     common: dict[str, Any] = {"batch_size": batch_size, "seed": settings.seed}
 
     def batches(first: int, rank: int, world: int) -> SyntheticBatches:
-        return SyntheticBatches(task, stream="train", first=first, rank=rank, world=world, **common)
+        return SyntheticBatches(
+            task, stream="train", vary_length=settings.vary_length, first=first, rank=rank, world=world, **common
+        )
 
     def validation(first: int, rank: int, world: int) -> SyntheticBatches:
         last = -(-settings.validation_examples // batch_size)

@@ -126,7 +126,9 @@ def forward(*args) -> tuple[Tensor, Tensor, Tensor]:
     checkpoints, states, channels = states_shape(x, A, offsets)
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     last_state = A.new_empty(_sequences(x, offsets), channels, states)
-    saved = A.new_empty(checkpoints if save_states else 0, states, channels)
+    # packed sequences leave gaps between their checkpoints, which a graph that compares outputs would read
+    new = A.new_empty if offsets is None else A.new_zeros
+    saved = new(checkpoints if save_states else 0, states, channels)
     if last_state.numel() == 0 or x.numel() == 0:
         last_state = last_state.zero_() if initial_state is None else last_state.copy_(initial_state)
         return y.zero_(), last_state, saved

@@ -11,8 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from statescan.kernels import cpu_selective_scan
 from statescan.ops import _checks as checks
-from statescan.ops._dispatch import LIBRARY, Implementation, Operator, register, triton_accepts, triton_implementation
+from statescan.ops._dispatch import (
+    LIBRARY,
+    Implementation,
+    Operator,
+    cpu_accepts,
+    register,
+    triton_accepts,
+    triton_implementation,
+)
 
 
 def selective_state_step(
@@ -237,7 +246,37 @@ def _triton_accepts(*args: Any) -> str | None:
     return triton_accepts(x) if state.numel() else "state is empty"
 
 
+def _cpu_accepts(*args: Any) -> str | None:
+    state, x, delta, A, _, _, D, z, delta_bias, _ = args
+    if A.dtype not in (torch.float32, torch.complex64):
+        return f"no kernel for {A.dtype} A"
+    return cpu_accepts(x, delta, D, z, delta_bias)
+
+
+def _cpu_forward(*args: Any) -> tuple[Tensor, Tensor]:
+    """A scan of length 1: the scan's kernel is as fast at one position as one of its own would be."""
+    state, x, delta, A, B, C, D, z, delta_bias, delta_softplus = args
+    gate = None if z is None else z[:, None]
+    y, after, _ = cpu_selective_scan.forward(
+        x[:, None],
+        delta[:, None],
+        A,
+        B[:, None],
+        C[:, None],
+        D,
+        gate,
+        delta_bias,
+        state,
+        None,
+        None,
+        delta_softplus,
+        False,
+    )
+    return y[:, 0], after
+
+
 OPERATOR.implementations += [
     triton_implementation("selective_state_step", _triton_accepts),
+    Implementation("cpu", _cpu_accepts, _cpu_forward),
     Implementation("reference", lambda *args: None, _reference),
 ]

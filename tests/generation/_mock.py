@@ -19,7 +19,7 @@ class MockModel(nn.Module):
         generator = torch.Generator().manual_seed(7)
         self.embedding = nn.Parameter(torch.randn(vocabulary, width, generator=generator))
         self.head = nn.Parameter(sharpness * torch.randn(width, vocabulary, generator=generator))
-        self.config = SimpleNamespace(vocab_size=vocabulary)
+        self.config = SimpleNamespace(vocab_size=vocabulary, padded_vocab_size=vocabulary)
 
     def initial_state(self, batch_size: int) -> State:
         return State({"h": torch.zeros(batch_size, self.embedding.shape[1])})
@@ -50,4 +50,4 @@ class MockModel(nn.Module):
             out, state = MockModel.step(self, tokens[:, t], state)
             logits.append(out)
         stacked = torch.stack(logits, 1) if logits else self.head.new_zeros(tokens.shape[0], 0, self.head.shape[1])
-        return (stacked if last is None else stacked[:, -last:]), state
+        return (stacked if last is None else stacked[:, tokens.shape[1] - last :]), state

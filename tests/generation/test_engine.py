@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from statescan.checkpoints import ByteTokenizer
 from statescan.generation import Piece, SamplingConfig, generate, prefill, stream
 from tests.generation import _models
-from tests.generation.test_text import Bytes
 
 PROMPTS = [[3], list(b"a longer prompt, of many tokens"), [9, 8, 7, 6], list(b"another"), [9, 8, 7, 6]]
 SAMPLED = {"temperature": 0.9, "top_k": 40, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.2}
@@ -104,23 +104,45 @@ def test_finished_sequences_are_not_computed_any_more():
 
 
 def test_stop_strings_cut_the_text_and_span_tokens(model):
-    (full,) = generate(model, "Once", tokenizer=Bytes(), max_new_tokens=40, seed=4)
+    (full,) = generate(model, "Once", tokenizer=ByteTokenizer(), max_new_tokens=40, seed=4)
     string = full.text[6:8]
-    (cut,) = generate(model, "Once", tokenizer=Bytes(), max_new_tokens=40, seed=4, stop=["never there", string])
+    (cut,) = generate(model, "Once", tokenizer=ByteTokenizer(), max_new_tokens=40, seed=4, stop=["never there", string])
     assert cut.text == full.text[: full.text.index(string)]
     assert cut.finish_reason == "stop"
     assert cut.tokens == full.tokens[: len(cut.tokens)]
 
 
 def test_a_stop_token_gives_no_text(model):
-    (full,) = generate(model, "Once", tokenizer=Bytes(), max_new_tokens=10, seed=4)
+    (full,) = generate(model, "Once", tokenizer=ByteTokenizer(), max_new_tokens=10, seed=4)
     stop = full.tokens[-1]
-    (cut,) = generate(model, "Once", tokenizer=Bytes(), max_new_tokens=10, seed=4, stop=stop)
+    (cut,) = generate(model, "Once", tokenizer=ByteTokenizer(), max_new_tokens=10, seed=4, stop=stop)
     assert cut.text == bytes(cut.tokens[:-1]).decode(errors="replace")
 
 
+class Ending(ByteTokenizer):
+    """Bytes of which one ends a text, and of which the highest do not exist."""
+
+    vocab_size = 200
+
+    def __init__(self, end_of_text):
+        self.end_of_text = end_of_text
+
+
+def test_the_end_of_text_stops_unless_told_otherwise(model):
+    (full,) = generate(model, "Once", tokenizer=Ending(None), max_new_tokens=20, seed=4)
+    end = full.tokens[5]
+    (ended,) = generate(model, "Once", tokenizer=Ending(end), max_new_tokens=20, seed=4)
+    assert ended.tokens == full.tokens[: full.tokens.index(end) + 1]
+    assert generate(model, "Once", tokenizer=Ending(end), max_new_tokens=20, seed=4, stop=[]) == [full]
+
+
+def test_tokens_that_cannot_be_spelled_are_not_drawn(model):
+    results = generate(model, ["Once"] * 5, tokenizer=Ending(None), max_new_tokens=40, seed=4, temperature=5.0)
+    assert max(token for result in results for token in result.tokens) < 200
+
+
 def test_streaming_gives_the_same_tokens_and_text(model):
-    settings = {"tokenizer": Bytes(), "max_new_tokens": 25, "seed": 1, "stop": ["\x00"]}
+    settings = {"tokenizer": ByteTokenizer(), "max_new_tokens": 25, "seed": 1, "stop": ["\x00"]}
     prompts = ["one", "the second prompt"]
     whole = generate(model, prompts, **settings)
     tokens, texts, ends = [[], []], ["", ""], {}
@@ -162,6 +184,12 @@ def test_settings_are_a_value():
         SamplingConfig().temperature = 2
 
 
+class Larger(ByteTokenizer):
+    """Has more tokens than the model."""
+
+    vocab_size = 1000
+
+
 BAD = [
     ({"prompts": ""}, ValueError, r"prompts\[0\]: empty prompt; a continuation starts from at least one token"),
     ({"prompts": []}, ValueError, "prompts: the list is empty; expected at least one prompt"),
@@ -198,6 +226,7 @@ BAD = [
     ({"seed": -1}, ValueError, r"seed: expected an int in \[0, 2\*\*63\), got -1"),
     ({"seed": "x"}, ValueError, "seed: expected an int or one for each|seed: expected an int in"),
     ({"prefill_chunk": 0}, ValueError, "prefill_chunk: expected at least 1 token, got 0"),
+    ({"tokenizer": Larger()}, ValueError, "tokenizer: it has 1,000 tokens, the model embeds 256; give the tokenizer"),
     ({"batching": "right"}, ValueError, "batching: expected one of packed, left, got 'right'"),
 ]
 
@@ -205,6 +234,6 @@ BAD = [
 @pytest.mark.parametrize(("arguments", "error", "message"), BAD)
 def test_bad_input_is_named(arguments, error, message):
     model = _models.build("mock")
-    arguments = {"prompts": "a", "tokenizer": Bytes(), **arguments}
+    arguments = {"prompts": "a", "tokenizer": ByteTokenizer(), **arguments}
     with pytest.raises(error, match=message):
         generate(model, **arguments)

@@ -11,21 +11,22 @@ from pathlib import Path
 import pytest
 import torch
 
+from statescan.checkpoints import ByteTokenizer
 from statescan.generation import GenerationState, generate, stream
 from statescan.layers import State
 from tests.generation import _models
-from tests.generation.test_text import Bytes
+from tests.generation._mock import MockModel
 
 SETTINGS = {"temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.1, "stop": ["@@@@"]}
 
 RESUME = """
 import json, sys
+from statescan.checkpoints import ByteTokenizer
 from statescan.generation import GenerationState, generate
 from tests.generation import _models
-from tests.generation.test_text import Bytes
 name, path, settings = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 state = GenerationState.load(path)
-(result,) = generate(_models.build(name), state=state, tokenizer=Bytes(), max_new_tokens=20, **settings)
+(result,) = generate(_models.build(name), state=state, tokenizer=ByteTokenizer(), max_new_tokens=20, **settings)
 print(json.dumps([result.tokens, result.text]))
 """
 
@@ -35,10 +36,11 @@ def name(request):
     return request.param
 
 
+@pytest.mark.parametrize("name", ["mamba_tiny", "hybrid_tiny"])
 def test_a_stored_state_goes_on_identically_in_a_new_process(name, tmp_path):
     model = _models.build(name)
-    whole = list(stream(model, "Wörter: ", tokenizer=Bytes(), max_new_tokens=43, seed=3, **SETTINGS))
-    pieces = stream(model, "Wörter: ", tokenizer=Bytes(), max_new_tokens=43, seed=3, **SETTINGS)
+    whole = list(stream(model, "Wörter: ", tokenizer=ByteTokenizer(), max_new_tokens=43, seed=3, **SETTINGS))
+    pieces = stream(model, "Wörter: ", tokenizer=ByteTokenizer(), max_new_tokens=43, seed=3, **SETTINGS)
     first = [next(pieces) for _ in range(23)]
     assert first == whole[:23]
     pieces.state_of().save(tmp_path / "session.safetensors")
@@ -61,7 +63,7 @@ def test_a_stored_state_goes_on_identically_in_a_new_process(name, tmp_path):
 @pytest.mark.parametrize("settings", [{"temperature": 0.0}, SETTINGS], ids=["greedy", "sampled"])
 def test_stopping_anywhere_changes_nothing(name, settings):
     model = _models.build(name)
-    settings = {**settings, "tokenizer": Bytes()}
+    settings = {**settings, "tokenizer": ByteTokenizer()}
     whole = list(stream(model, "ab", max_new_tokens=12, seed=9, **settings))
     pieces = stream(model, "ab", max_new_tokens=12, seed=9, **settings)
     for taken in range(1, 12):
@@ -73,20 +75,20 @@ def test_stopping_anywhere_changes_nothing(name, settings):
 def test_text_held_back_comes_after_the_resumption():
     model = _models.build("mock")
     heart = "♥".encode()
-    pieces = stream(model, [1], tokenizer=Bytes(), max_new_tokens=5, stop="END")
+    pieces = stream(model, [1], tokenizer=ByteTokenizer(), max_new_tokens=5, stop="END")
     next(pieces)
     pieces._running[0].text.flush()
     text = "".join(pieces._running[0].text.push(token) for token in b"xEN")
     pieces._running[0].recent.extend(b"xEN")
     assert text == "x"
     state = pieces.state_of()
-    resumed = stream(model, state=state, tokenizer=Bytes(), max_new_tokens=5, stop="END")
+    resumed = stream(model, state=state, tokenizer=ByteTokenizer(), max_new_tokens=5, stop="END")
     assert resumed._running[0].text.push(ord("!")) == "EN!"
-    ended = stream(model, state=state, tokenizer=Bytes(), max_new_tokens=5, stop="END")
+    ended = stream(model, state=state, tokenizer=ByteTokenizer(), max_new_tokens=5, stop="END")
     assert ended._running[0].text.push(ord("D")) == ""
     assert ended._running[0].text.stopped
     pieces._running[0].recent.extend(heart[:2])
-    resumed = stream(model, state=pieces.state_of(), tokenizer=Bytes(), max_new_tokens=5)
+    resumed = stream(model, state=pieces.state_of(), tokenizer=ByteTokenizer(), max_new_tokens=5)
     assert resumed._running[0].text.push(heart[2]).endswith("♥")
 
 
@@ -159,6 +161,10 @@ def test_what_is_missing_is_said(tmp_path):
     both = GenerationState.concatenate([result.state for result in results])
     with pytest.raises(ValueError, match="batching: left padding would run through the states given"):
         generate(model, [[1], [2, 3]], state=both, batching="left")
+    with pytest.raises(ValueError, match=r"state: it is another model's \(h: expected \(1, 8\), got \(1, 16\)\)"):
+        generate(MockModel(width=8), state=results[0].state)
+    with pytest.raises(ValueError, match=r"state: it is another model's \(0.conv: it has none\)"):
+        generate(_models.build("mamba_tiny"), state=results[0].state)
     results[0].state.model.save(tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="state: this is not a generation state, it lacks model, last"):
         GenerationState.load(tmp_path / "model.safetensors")

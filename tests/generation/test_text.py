@@ -7,17 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from statescan.checkpoints import ByteTokenizer
 from statescan.generation import TextStream
-
-
-class Bytes:
-    """Tokens are bytes."""
-
-    def encode(self, text: str) -> list[int]:
-        return list(text.encode())
-
-    def decode(self, tokens) -> str:
-        return bytes(tokens).decode(errors="replace")
 
 
 class Fallback:
@@ -46,28 +37,28 @@ def pieces_of(text_stream: TextStream, tokens) -> list[str]:
 
 
 def test_a_character_comes_whole():
-    pieces = pieces_of(TextStream(Bytes()), Bytes().encode("a中é"))
+    pieces = pieces_of(TextStream(ByteTokenizer()), ByteTokenizer().encode("a中é"))
     assert pieces == ["a", "", "", "中", "", "é", ""]
 
 
 @given(st.binary(max_size=80))
 def test_pieces_join_to_the_decoded_text(data):
-    assert "".join(pieces_of(TextStream(Bytes()), data)) == data.decode(errors="replace")
+    assert "".join(pieces_of(TextStream(ByteTokenizer()), data)) == data.decode(errors="replace")
 
 
 @given(st.text(max_size=40), st.integers(0, 40))
 def test_a_continuation_joins_its_context(text, cut):
-    tokens = Bytes().encode(text)
+    tokens = ByteTokenizer().encode(text)
     before, after = tokens[:cut], tokens[cut:]
-    joined = "".join(pieces_of(TextStream(Bytes(), context=before), after))
+    joined = "".join(pieces_of(TextStream(ByteTokenizer(), context=before), after))
     whole_characters = bytes(before).decode(errors="ignore")
     assert whole_characters + joined == text
 
 
 @given(st.text("abX", max_size=60), st.lists(st.text("abX", min_size=1, max_size=5), min_size=1, max_size=3))
 def test_stop_strings_end_the_text_wherever_tokens_end(text, stop):
-    text_stream = TextStream(Bytes(), stop=stop)
-    pieces = pieces_of(text_stream, Bytes().encode(text))
+    text_stream = TextStream(ByteTokenizer(), stop=stop)
+    pieces = pieces_of(text_stream, ByteTokenizer().encode(text))
     assert text_stream.stopped == any(string in text for string in stop)
     ends = [text.find(string) + len(string) for string in stop if string in text]
     if ends:  # the string that is complete first ends the text
@@ -79,7 +70,7 @@ def test_stop_strings_end_the_text_wherever_tokens_end(text, stop):
 
 
 def test_text_that_may_begin_a_stop_is_held_back_and_then_released():
-    text_stream = TextStream(Bytes(), stop=["END"])
+    text_stream = TextStream(ByteTokenizer(), stop=["END"])
     assert [text_stream.push(ord(letter)) for letter in "aENx"] == ["a", "", "", "ENx"]
     text_stream.push(ord("E"))
     assert text_stream.held == "E"
@@ -103,7 +94,7 @@ def test_words_keep_their_spaces_and_bytes_of_a_character_wait():
 
 @pytest.mark.parametrize("length", [100, 5_000])
 def test_memory_does_not_grow_with_the_text(length):
-    text_stream = TextStream(Bytes(), stop=["never"])
+    text_stream = TextStream(ByteTokenizer(), stop=["never"])
     for index in range(length):
         text_stream.push(0x80 if index % 3 else ord("n"))
     assert len(text_stream._tokens) <= 32

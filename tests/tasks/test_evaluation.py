@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
+from statescan.checkpoints import ByteTokenizer
 from statescan.tasks._likelihood import likelihoods
 from statescan.tasks.evaluation import evaluate_language
 from tests.generation import _models
-from tests.generation.test_text import Bytes
 
 TEXT = "Ein Häuschen, and a long enough story — told in bytes. " * 3
 
@@ -30,8 +30,8 @@ def nats_of(model, tokens: list[int]) -> list[float]:
 
 @pytest.mark.parametrize("chunk", [1, 50, 10_000])
 def test_stateful_is_one_forward_over_everything(model, chunk):
-    nats = nats_of(model, Bytes().encode(TEXT))
-    score = evaluate_language(model, TEXT, tokenizer=Bytes(), chunk=chunk)
+    nats = nats_of(model, ByteTokenizer().encode(TEXT))
+    score = evaluate_language(model, TEXT, tokenizer=ByteTokenizer(), chunk=chunk)
     assert score.tokens == score.bytes == len(nats)
     # float32 logits, the same sums in another order
     assert score.log_likelihood == pytest.approx(-sum(nats), rel=1e-4)
@@ -43,7 +43,7 @@ def test_stateful_is_one_forward_over_everything(model, chunk):
 @pytest.mark.parametrize(("window", "stride"), [(16, 16), (16, 5), (16, 1), (50, None), (10_000, None)])
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_strided_scores_each_token_once_with_context_enough(model, window, stride, batch_size):
-    tokens = Bytes().encode(TEXT)
+    tokens = ByteTokenizer().encode(TEXT)
     total, end = 0.0, min(window, len(tokens) - 1)
     total += sum(nats_of(model, tokens[: end + 1]))
     while end < len(tokens) - 1:
@@ -51,20 +51,22 @@ def test_strided_scores_each_token_once_with_context_enough(model, window, strid
         end += new
         total += sum(nats_of(model, tokens[end - window : end + 1])[-new:])
     score = evaluate_language(
-        model, TEXT, tokenizer=Bytes(), mode="strided", window=window, stride=stride, batch_size=batch_size
+        model, TEXT, tokenizer=ByteTokenizer(), mode="strided", window=window, stride=stride, batch_size=batch_size
     )
     assert score.tokens == len(tokens) - 1
     assert score.log_likelihood == pytest.approx(-total, rel=1e-4)
 
 
 def test_a_begin_token_lets_the_first_byte_count(model):
-    score = evaluate_language(model, TEXT, tokenizer=Bytes(), begin_token=0)
+    score = evaluate_language(model, TEXT, tokenizer=ByteTokenizer(), begin_token=0)
     assert score.bytes == score.tokens == len(TEXT.encode())
     assert score.log_likelihood == pytest.approx(-sum(nats_of(model, [0, *TEXT.encode()])), rel=1e-4)
 
 
 class Pairs:
     """Tokens of two letters each, to see bytes and tokens counted apart."""
+
+    vocab_size = 256
 
     def encode(self, text):
         return [ord(a) % 16 * 16 + ord(b) % 16 for a, b in zip(text[::2], text[1::2], strict=True)]
@@ -107,6 +109,12 @@ def test_a_state_given_is_the_context(model):
         assert result.log_likelihood == pytest.approx(-sum(nats), rel=1e-4)
 
 
+class Larger(ByteTokenizer):
+    """Has more tokens than the model."""
+
+    vocab_size = 1000
+
+
 BAD = [
     ({"text": ""}, "text: it is empty; there is nothing to evaluate"),
     ({"text": "a"}, "text: 'a' is a single token, and a first token is not scored; give more text or a begin_token"),
@@ -115,23 +123,12 @@ BAD = [
     ({"mode": "strided", "window": 8, "stride": 9}, r"stride: expected 1 to 8 \(the window\), got 9"),
     ({"mode": "strided", "batch_size": 0}, "batch_size: expected at least 1, got 0"),
     ({"chunk": 0}, "chunk: expected at least 1 token, got 0"),
-    ({"text": "łł", "tokenizer": None}, "tokenizer: it gives token 322, outside the model's vocabulary of 256"),
+    ({"tokenizer": Larger()}, "tokenizer: it has 1,000 tokens, the model embeds 256; give the tokenizer"),
 ]
-
-
-class CodePoints:
-    """A tokenizer whose tokens do not fit a byte model."""
-
-    def encode(self, text):
-        return [ord(letter) for letter in text]
-
-    def decode(self, tokens):
-        return "".join(map(chr, tokens))
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD)
 def test_bad_input_is_named(arguments, message):
-    arguments = {"text": TEXT, "tokenizer": Bytes(), **arguments}
-    arguments["tokenizer"] = arguments["tokenizer"] or CodePoints()
+    arguments = {"text": TEXT, "tokenizer": ByteTokenizer(), **arguments}
     with pytest.raises(ValueError, match=message):
         evaluate_language(_models.build("mock"), **arguments)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import tomllib
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 import torch
+from lm_eval.api.instance import Instance
+from lm_eval.tasks import TaskManager
 
-lm_eval = pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
-
-from lm_eval.api.instance import Instance  # noqa: E402
-
-from statescan.tasks.lm_eval import StatescanLM, evaluate_tasks  # noqa: E402
-from tests.generation import _models  # noqa: E402
-from tests.generation.test_text import Bytes  # noqa: E402
-from tests.tasks.test_evaluation import nats_of  # noqa: E402
+from statescan.checkpoints import ByteTokenizer
+from statescan.tasks.lm_eval import StatescanLM, evaluate_tasks
+from tests.generation import _models
+from tests.tasks.test_evaluation import nats_of
 
 DOCUMENTS = [
     {"question": "What is it?", "choices": [" a", " no way, sir", " yes"], "answer": 0, "text": "one two"},
@@ -36,7 +34,7 @@ def request(kind: str, *arguments) -> Instance:
 
 
 def harness(model, **settings) -> StatescanLM:
-    return StatescanLM(model, Bytes(), **settings)
+    return StatescanLM(model, ByteTokenizer(), **settings)
 
 
 PAIRS = [
@@ -155,7 +153,7 @@ def test_the_harness_runs_local_tasks(local_tasks, tmp_path, monkeypatch):
     results = evaluate_tasks(
         model,
         ["local_choice", "local_answer", "local_rolling"],
-        tokenizer=Bytes(),
+        tokenizer=ByteTokenizer(),
         include_path=str(local_tasks),
         batch_size=4,
     )["results"]
@@ -174,11 +172,18 @@ def test_the_harness_runs_local_tasks(local_tasks, tmp_path, monkeypatch):
     assert results["local_rolling"]["bits_per_byte,none"] == pytest.approx(nats / size / 0.6931471805599453, rel=1e-4)
 
 
-def test_unknown_tasks_are_named(local_tasks):
+def test_unknown_tasks_are_named(local_tasks, monkeypatch):
+    # The harness takes ten seconds to list its own tasks.
+    monkeypatch.setattr(
+        "statescan.tasks.lm_eval.TaskManager",
+        lambda include_path, **_: TaskManager(include_path=include_path, include_defaults=False),
+    )
     with pytest.raises(ValueError, match="tasks: unknown task 'local_choise'; nearest: 'local_choice'"):
-        evaluate_tasks(_models.build("mock"), ["local_choise"], tokenizer=Bytes(), include_path=str(local_tasks))
+        evaluate_tasks(
+            _models.build("mock"), ["local_choise"], tokenizer=ByteTokenizer(), include_path=str(local_tasks)
+        )
     with pytest.raises(ValueError, match="tasks: none given"):
-        evaluate_tasks(_models.build("mock"), [], tokenizer=Bytes())
+        evaluate_tasks(_models.build("mock"), [], tokenizer=ByteTokenizer())
 
 
 def test_bad_batch_sizes_are_named():
@@ -186,14 +191,21 @@ def test_bad_batch_sizes_are_named():
         harness(_models.build("mock"), batch_size=0)
 
 
+def test_models_come_from_folders_with_their_tokenizers(tmp_path):
+    _models.build("mamba_tiny").save(tmp_path)
+    lm = StatescanLM.create_from_arg_string(f"pretrained={tmp_path},batch_size=2,dtype=float64")
+    assert next(lm.model.parameters()).dtype == torch.float64
+    (answer,) = lm.generate_until([request("generate_until", "go", {"until": ["x"], "max_gen_toks": 3})], True)
+    assert isinstance(answer, str)
+    with pytest.raises(ValueError, match=r"dtype: expected a floating-point type .* got 'int8'"):
+        StatescanLM(str(tmp_path), dtype="int8")
+
+
 def test_importing_registers_and_the_entry_point_leads_here():
     from lm_eval.api.registry import get_model
 
     assert get_model("statescan") is StatescanLM
-    entry = EntryPoint("statescan", "statescan.tasks.lm_eval:StatescanLM", "lm_eval.models")
-    assert entry.load() is StatescanLM
-
-
-def test_nothing_else_of_ours_imports_the_harness():
-    code = "import sys, statescan.tasks.evaluation, statescan.generation; assert 'lm_eval' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    ((name, target),) = project["entry-points"]["lm_eval.models"].items()
+    assert name == "statescan"
+    assert EntryPoint(name, target, "lm_eval.models").load() is StatescanLM

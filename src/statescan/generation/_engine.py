@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from statescan.checkpoints import check_tokenizer
 from statescan.generation._prefill import Batching, prefill
 from statescan.generation._progress import progress_bar
 from statescan.generation._prompts import Prompts, Stop, encode_prompts, split_stops, spread_seeds
@@ -78,6 +79,7 @@ class Stream(Iterator[Piece]):
         prompts: list[list[int]],
         state: State | None,
         seen: Tensor | None,
+        vocabulary: int,
         sampling: SamplingConfig,
         stop_tokens: frozenset[int],
         prefill_chunk: int,
@@ -89,6 +91,7 @@ class Stream(Iterator[Piece]):
         self._prompts: list[list[int]] | None = prompts
         self._state = state
         self._seen = seen
+        self._vocabulary = vocabulary
         self._sampling = sampling
         self._stop_tokens = stop_tokens
         self._prefill_chunk = prefill_chunk
@@ -141,7 +144,7 @@ class Stream(Iterator[Piece]):
         else:
             logits, self._state = self._model.step(self._last, self._state)
         self._last = next_tokens(
-            logits,
+            logits[:, : self._vocabulary],  # an embedding may be padded with rows that stand for nothing
             self._sampling,
             seeds=[sequence.seed for sequence in self._running],
             counts=[sequence.drawn for sequence in self._running],
@@ -246,12 +249,19 @@ def stream(
     if prompts is None and state is None:
         raise ValueError("prompts: give prompts, or the state of a continuation to go on from")
     vocabulary = model.config.vocab_size
+    if tokenizer is not None:
+        check_tokenizer(tokenizer, model)
+        vocabulary = min(model.config.padded_vocab_size, tokenizer.vocab_size)
+        end = getattr(tokenizer, "end_of_text", None)
+        stop = end if stop is None else stop
     stop_strings, stop_tokens = split_stops(stop, tokenizer, vocabulary)
     encoded: list[list[int]] = [[] for _ in range(len(state))] if state is not None else []
     if prompts is not None:
         encoded = encode_prompts(prompts, tokenizer, vocabulary)
     if state is not None and len(state) != len(encoded):
         raise ValueError(f"state: it holds {len(state)} sequences for {len(encoded)} prompts")
+    if state is not None:
+        _check_state(model, state)
     device = next(model.parameters()).device
     seeds, drawn, recent, held = _beginnings(encoded, state, seed, continued=prompts is None)
     if state is not None:
@@ -270,6 +280,7 @@ def stream(
         prompts=encoded,
         state=None if state is None else state.model.to(device),
         seen=_seen(encoded, state, vocabulary, device) if repetition_penalty != 1 else None,
+        vocabulary=vocabulary,
         sampling=sampling,
         stop_tokens=stop_tokens,
         prefill_chunk=prefill_chunk,
@@ -302,10 +313,12 @@ def generate(
     Arguments:
         model: a language model (``forward(tokens, state)``, ``step(tokens, state)``).
         prompts: a text, a sequence of tokens, or a list of either, of any lengths. None goes on from `state`.
-        tokenizer: has ``encode(text)`` and ``decode(tokens)``; needed for text in or out and for stop strings.
+        tokenizer: has ``encode(text)``, ``decode(tokens)`` and ``vocab_size``; needed for text in or out and for stop
+            strings. Tokens that it does not have are never drawn.
         max_new_tokens: the most tokens a prompt gets.
         temperature, top_k, top_p, min_p, repetition_penalty: see `SamplingConfig`; temperature 0 is greedy.
-        stop: strings or token ids that end a continuation. A string may span tokens; it is not part of the text.
+        stop: strings or token ids that end a continuation. A string may span tokens; it is not part of the text. None is
+            the tokenizer's ``end_of_text`` token, where it has one; an empty list is nothing.
         seed: prompt i uses ``seed + i``, or a seed for each. None takes one from torch's global generator.
         state: what earlier continuations left (`Generation.state`, `Stream.state_of`), one sequence a prompt. Without
             prompts and with the same settings, what follows is what would have followed.
@@ -354,6 +367,20 @@ def generate(
         )
         for index in range(count)
     ]
+
+
+def _check_state(model: Any, state: GenerationState) -> None:
+    """Refuse the state of another model; an axis that is empty at the beginning, a cache's, may have any length."""
+    expected = dict(model.initial_state(len(state)).tensors())
+    given = dict(state.model.tensors())
+    for name in sorted(expected.keys() ^ given.keys()):
+        known = "the model has none" if name in given else "it has none"
+        raise ValueError(f"state: it is another model's ({name}: {known})")
+    for name, tensor in expected.items():
+        sizes = zip(tensor.shape, given[name].shape, strict=False)
+        if tensor.ndim != given[name].ndim or any(size not in (0, actual) for size, actual in sizes):
+            shapes = f"expected {tuple(tensor.shape)}, got {tuple(given[name].shape)}"
+            raise ValueError(f"state: it is another model's ({name}: {shapes})")
 
 
 def _beginnings(

@@ -50,10 +50,11 @@ def prefill(
     rows = torch.empty(0)
     for start in range(0, width, columns):
         stop = min(start + columns, width)
+        last = 1 if stop == width else 0
         if ragged and batching == "packed":
-            rows, state = _forward_packed(model, prompts, state, width, start, stop, device)
+            rows, state = _forward_packed(model, prompts, state, width, start, stop, last, device)
         else:
-            rows, state = _forward_padded(model, prompts, state, width, start, stop, device)
+            rows, state = _forward_padded(model, prompts, state, width, start, stop, last, device)
     assert state is not None
     return rows.reshape(len(prompts), -1), state
 
@@ -65,6 +66,7 @@ def _forward_padded(
     width: int,
     start: int,
     stop: int,
+    last: int,
     device: torch.device,
 ) -> tuple[Tensor, State]:
     """Columns start to stop of the left-padded prompts."""
@@ -77,7 +79,7 @@ def _forward_padded(
             tokens[row, -len(part) :] = torch.tensor(part)
         if padding and start <= padding < stop:
             resets[row, padding - start] = True
-    return model(tokens.to(device), state, resets=resets.to(device) if bool(resets.any()) else None, last=1)
+    return model(tokens.to(device), state, resets=resets.to(device) if bool(resets.any()) else None, last=last)
 
 
 def _forward_packed(
@@ -87,6 +89,7 @@ def _forward_packed(
     width: int,
     start: int,
     stop: int,
+    last: int,
     device: torch.device,
 ) -> tuple[Tensor, State]:
     """The same columns one after the other, without the padding; a prompt that has not begun has length 0."""
@@ -96,4 +99,4 @@ def _forward_packed(
         parts.append(prompt[max(start - padding, 0) : max(stop - padding, 0)])
     offsets = torch.tensor([0] + [len(part) for part in parts]).cumsum(0)
     tokens = torch.tensor([token for part in parts for token in part]).unsqueeze(0)
-    return model(tokens.to(device), state, offsets=offsets.to(device), last=1)
+    return model(tokens.to(device), state, offsets=offsets.to(device), last=last)

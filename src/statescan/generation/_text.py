@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 _REPLACEMENT = "\ufffd"
 #: A character of UTF-8 has at most four bytes, so at most three of them can be waiting for the rest.
@@ -13,9 +13,10 @@ _INCOMPLETE = 3
 CONTEXT = 16
 
 
-@runtime_checkable
 class Tokenizer(Protocol):
-    """What the engine needs of a tokenizer."""
+    """What the engine needs of a tokenizer. Its tokens are 0 to vocab_size - 1."""
+
+    vocab_size: int
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a text."""

@@ -117,3 +117,10 @@ if hasattr(os, "register_at_fork"):
 def threads() -> int:
     """How many threads a kernel may use: torch's setting, or one in a forked child."""
     return 1 if _forked else torch.get_num_threads()
+
+
+def row_offsets(batch: int, length: int, offsets: torch.Tensor | None) -> torch.Tensor:
+    """Where sequences lie among batch x length rows: (sequences + 1,) int64 cumulative lengths."""
+    if offsets is not None:
+        return offsets.contiguous()
+    return torch.arange(batch + 1, dtype=torch.int64) * length

@@ -1,5 +1,31 @@
-"""Layers: sequence mixers, channel mixers, norms, and the state that mixers pass on."""
+"""Parts that models share: sequence mixers of one protocol, channel mixers, norms, the residual stack, State."""
 
+from statescan.layers._attention import Attention, AttentionState
+from statescan.layers._channel_mixers import GatedMLP
+from statescan.layers._convolution import CausalConv1d
+from statescan.layers._initialisation import delta_bias, initialise_language_model, inverse_softplus
+from statescan.layers._mamba import Mamba
+from statescan.layers._mamba2 import Mamba2
+from statescan.layers._norms import GatedRMSNorm, RMSNorm, build_norm
+from statescan.layers._residual import ResidualBlock, ResidualStack
+from statescan.layers._rotary import rotate
 from statescan.layers._state import State
 
-__all__ = ["State"]
+__all__ = [
+    "Attention",
+    "AttentionState",
+    "CausalConv1d",
+    "GatedMLP",
+    "GatedRMSNorm",
+    "Mamba",
+    "Mamba2",
+    "RMSNorm",
+    "ResidualBlock",
+    "ResidualStack",
+    "State",
+    "build_norm",
+    "delta_bias",
+    "initialise_language_model",
+    "inverse_softplus",
+    "rotate",
+]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +14,25 @@ from torch import Tensor, nn
 from statescan.layers._convolution import CausalConv1d
 from statescan.layers._rotary import rotate
 from statescan.layers._state import State
+
+
+class AttentionState(State):
+    """``keys`` and ``values`` (batch, kv_heads, cached, head_dim), which grow, and ``start`` (batch,).
+
+    Entries before ``start`` belong to an earlier sequence, or to none: caches of unequal length join at their newest.
+    """
+
+    @classmethod
+    def _concatenate(cls, states: Sequence[Any]) -> Any:
+        longest = max(state["keys"].shape[2] for state in states)
+        return super()._concatenate([state._lengthened(longest) for state in states])
+
+    def _lengthened(self, length: int) -> AttentionState:
+        extra = length - self["keys"].shape[2]
+        if extra == 0:
+            return self
+        padded = {name: F.pad(self[name], (0, 0, extra, 0)) for name in ("keys", "values")}
+        return AttentionState({**self, **padded, "start": self["start"] + extra})
 
 
 class Attention(nn.Module):
@@ -23,12 +45,14 @@ class Attention(nn.Module):
         head_dim: channels a head; None: dim / heads.
         rotary_dim: channels of each head that carry rotary positions; 0: none.
         rotary_base: base of their angles.
+        rotary_interleaved: pair neighbouring channels instead of the two halves.
         conv_kernel: taps of a causal convolution on queries, keys and values together; 0: none.
-        mlp_dim: channels of a gated MLP computed from the same projection beside the attention (0: none); rounded up to a
-            multiple of 256, half of it value, half gate.
+        mlp_dim: channels of a gated MLP computed from the same projection beside the attention (0: none); rounded up
+            to a multiple of 256, half of it value, half gate.
         scale: of the scores; None: head_dim^-1/2.
         qkv_bias, output_bias: of the projections.
         input_dim: channels of the input.
+        causal: False lets every position see all others; such a layer takes no state, resets or offsets.
     """
 
     def __init__(
@@ -40,12 +64,14 @@ class Attention(nn.Module):
         head_dim: int | None = None,
         rotary_dim: int = 0,
         rotary_base: float = 10000.0,
+        rotary_interleaved: bool = False,
         conv_kernel: int = 0,
         mlp_dim: int = 0,
         scale: float | None = None,
         qkv_bias: bool = False,
         output_bias: bool = False,
         input_dim: int | None = None,
+        causal: bool = True,
     ):
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
@@ -58,7 +84,8 @@ class Attention(nn.Module):
         if rotary_dim % 2 or rotary_dim > head_dim:
             raise ValueError(f"rotary_dim: even and at most head_dim {head_dim}, got {rotary_dim}")
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
-        self.rotary_dim, self.rotary_base, self.scale = rotary_dim, rotary_base, scale
+        self.rotary_dim, self.rotary_base, self.rotary_interleaved = rotary_dim, rotary_base, rotary_interleaved
+        self.scale, self.causal = scale, causal
         self.mlp_dim = math.ceil(mlp_dim / 256) * 256
         self.qkv_dim = head_dim * (heads + 2 * kv_heads)
         self.input_projection = nn.Linear(input_dim or dim, self.qkv_dim + self.mlp_dim, bias=qkv_bias)
@@ -68,17 +95,14 @@ class Attention(nn.Module):
     def initial_state(
         self, batch_size: int, *, dtype: torch.dtype | None = None, device: torch.device | None = None
     ) -> State:
-        """``keys`` and ``values`` (batch, kv_heads, 0, head_dim), ``start`` (batch,), and ``conv`` if there is one.
-
-        Entries of the cache before ``start`` belong to an earlier sequence, or to none.
-        """
+        """An empty cache, and ``conv`` (batch, conv_kernel - 1, channels) where there is a convolution."""
         weight = self.output_projection.weight
         empty = weight.new_zeros(batch_size, self.kv_heads, 0, self.head_dim, dtype=dtype, device=device)
         start = torch.zeros(batch_size, dtype=torch.int64, device=device or weight.device)
         state: dict[str, Tensor | State] = {"keys": empty, "values": empty.clone(), "start": start}
         if self.convolution is not None:
             state["conv"] = self.convolution.initial_state(batch_size, dtype=dtype, device=device)
-        return State(state)
+        return AttentionState(state)
 
     def forward(
         self,
@@ -87,12 +111,21 @@ class Attention(nn.Module):
         *,
         resets: Tensor | None = None,
         offsets: Tensor | None = None,
+        correction: Tensor | None = None,
     ) -> tuple[Tensor, State]:
-        """x (batch, length, input_dim) -> (batch, length, dim), and the state after it; resets, offsets as in `ops`."""
+        """x (batch, length, input_dim) -> (batch, length, dim), and the state after it; resets, offsets as in `ops`.
+
+        `correction` (batch, length, channels of the projection) is added to the projected queries, keys and values:
+        what an adapter of a shared layer has to say.
+        """
+        if not self.causal and (state or resets is not None or offsets is not None):
+            raise ValueError("state, resets, offsets: attention with causal=False sees one whole sequence at a time")
         if offsets is not None:
-            return self._packed(x, state, offsets)
+            return self._packed(x, state, offsets, correction)
         batch, length, _ = x.shape
         projected = self.input_projection(x)
+        if correction is not None:
+            projected = projected + correction
         qkv, mlp = projected.split([self.qkv_dim, self.mlp_dim], dim=-1)
         conv = None
         if self.convolution is not None:
@@ -110,8 +143,10 @@ class Attention(nn.Module):
             since = torch.maximum(since, marks)
         if self.rotary_dim:
             positions = place - since
-            queries = rotate(queries, positions, self.rotary_dim, base=self.rotary_base)
-            keys = rotate(keys, positions, self.rotary_dim, base=self.rotary_base)
+            queries, keys = (
+                rotate(part, positions, self.rotary_dim, base=self.rotary_base, interleaved=self.rotary_interleaved)
+                for part in (queries, keys)
+            )
         if state:
             keys = torch.cat([state["keys"].to(keys.dtype), keys], dim=2)
             values = torch.cat([state["values"].to(values.dtype), values], dim=2)
@@ -119,18 +154,18 @@ class Attention(nn.Module):
         if self.mlp_dim:
             value, gate = mlp.chunk(2, dim=-1)
             context = torch.cat([context, value * F.silu(gate)], dim=-1)
-        after: dict[str, Tensor | State] = {
-            "keys": keys,
-            "values": values,
-            "start": since[:, -1].clone() if length else first,
-        }
+        start = since[:, -1].clone() if length else first
+        if resets is not None and batch and not torch.compiler.is_compiling():
+            dead = int(start.min())  # what no sequence sees any more; carried on, it would pile up
+            keys, values, start = keys[:, :, dead:], values[:, :, dead:], start - dead
+        after: dict[str, Tensor | State] = {"keys": keys, "values": values, "start": start}
         if conv is not None:
             after["conv"] = conv
-        return self.output_projection(context), State(after)
+        return self.output_projection(context), AttentionState(after)
 
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, x: Tensor, state: State, *, correction: Tensor | None = None) -> tuple[Tensor, State]:
         """One position: x (batch, input_dim) -> (batch, dim) and the next state."""
-        y, state = self(x[:, None], state)
+        y, state = self(x[:, None], state, correction=None if correction is None else correction[:, None])
         return y[:, 0], state
 
     def _attend(
@@ -143,14 +178,22 @@ class Attention(nn.Module):
         if not plain:
             entry = torch.arange(keys.shape[2], device=keys.device)
             mask = ((entry <= place[:, None]) & (entry >= since[..., None]))[:, None]  # (batch, 1, length, cache)
-        context = F.scaled_dot_product_attention(queries, keys, values, mask, is_causal=plain, scale=self.scale)
+        context = F.scaled_dot_product_attention(
+            queries, keys, values, mask, is_causal=plain and self.causal, scale=self.scale
+        )
         return context.transpose(1, 2).flatten(-2)
 
-    def _packed(self, x: Tensor, state: State | None, offsets: Tensor) -> tuple[Tensor, State]:
+    def _packed(
+        self, x: Tensor, state: State | None, offsets: Tensor, correction: Tensor | None
+    ) -> tuple[Tensor, State]:
         """Every sequence by itself: they share nothing, and their caches have lengths of their own."""
         bounds = offsets.tolist()
         results = [
-            self(x[:, start:end], state.select([index]) if state else None)
-            for index, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False))
+            self(
+                x[:, start:end],
+                state.select([index]) if state else None,
+                correction=None if correction is None else correction[:, start:end],
+            )
+            for index, (start, end) in enumerate(itertools.pairwise(bounds))
         ]
-        return torch.cat([y for y, _ in results], dim=1), State.concatenate([s for _, s in results])
+        return torch.cat([y for y, _ in results], dim=1), State.concatenate([after for _, after in results])

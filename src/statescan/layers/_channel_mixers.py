@@ -37,7 +37,10 @@ class GatedMLP(nn.Module):
         self.input_projection = nn.Linear(dim, 2 * hidden, bias=bias)
         self.output_projection = nn.Linear(hidden, dim, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., dim) -> (..., dim)."""
-        value, gate = self.input_projection(x).chunk(2, dim=-1)
+    def forward(self, x: Tensor, *, correction: Tensor | None = None) -> Tensor:
+        """(..., dim) -> (..., dim); `correction` (..., 2 hidden) is added to the projected value and gate."""
+        projected = self.input_projection(x)
+        if correction is not None:
+            projected = projected + correction
+        value, gate = projected.chunk(2, dim=-1)
         return self.output_projection(value * self.activation(gate))

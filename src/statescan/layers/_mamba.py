@@ -12,6 +12,7 @@ from statescan import ops
 from statescan.layers._convolution import CausalConv1d
 from statescan.layers._initialisation import delta_bias
 from statescan.layers._norms import RMSNorm
+from statescan.layers._precision import widen, widened
 from statescan.layers._state import State
 
 
@@ -24,7 +25,7 @@ class Mamba(nn.Module):
         conv_kernel: taps of the convolution.
         expand: inner channels over dim; need not be whole.
         dt_rank: rank of the projection to step sizes; ``auto`` is dim / 16, rounded up.
-        dt_min, dt_max, dt_floor: step sizes at initialisation are log-uniform between the first two, at least the third.
+        dt_min, dt_max, dt_floor: first step sizes are log-uniform between the first two, at least the third.
         dt_init, dt_scale: the step projection's first weights: uniform (``random``) or ``constant``, times the scale.
         bias: whether the outer projections have biases.
         conv_bias: whether the convolution has one.
@@ -86,7 +87,8 @@ class Mamba(nn.Module):
         self, batch_size: int, *, dtype: torch.dtype | None = None, device: torch.device | None = None
     ) -> State:
         """Zeros: ``conv`` (batch, conv_kernel - 1, inner), ``ssm`` (batch, inner, state_dim) in float32."""
-        ssm = self.A_log.new_zeros(batch_size, self.inner_dim, self.state_dim, dtype=torch.float32, device=device)
+        shape = (batch_size, self.inner_dim, self.state_dim)
+        ssm = self.A_log.new_zeros(shape, dtype=widened(self.A_log.dtype), device=device)
         return State({"conv": self.convolution.initial_state(batch_size, dtype=dtype, device=device), "ssm": ssm})
 
     def forward(
@@ -110,9 +112,9 @@ class Mamba(nn.Module):
             self._A(),
             B,
             C,
-            self.D.float(),
+            widen(self.D),
             gate,
-            delta_bias=self.delta_bias.float(),
+            delta_bias=widen(self.delta_bias),
             delta_softplus=True,
             initial_state=state["ssm"] if state else None,
             resets=resets,
@@ -126,6 +128,8 @@ class Mamba(nn.Module):
         hidden, gate = self.input_projection(x).chunk(2, dim=-1)
         hidden, conv = self.convolution.step(hidden, state["conv"])
         delta, B, C = self._select(hidden)
+        if not self.selective:
+            B, C = B.expand(x.shape[0], -1, -1), C.expand(x.shape[0], -1, -1)
         y, ssm = ops.selective_state_step(
             state["ssm"],
             hidden,
@@ -133,18 +137,18 @@ class Mamba(nn.Module):
             self._A(),
             B,
             C,
-            self.D.float(),
+            widen(self.D),
             gate,
-            delta_bias=self.delta_bias.float(),
+            delta_bias=widen(self.delta_bias),
             delta_softplus=True,
         )
         return self.output_projection(y), State({"conv": conv, "ssm": ssm})
 
     def _A(self) -> Tensor:
-        return -torch.exp(self.A_log.float())
+        return -torch.exp(widen(self.A_log))
 
     def _select(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Step sizes before bias and softplus (..., inner), and B, C (..., state_dim), or constants (inner, state_dim)."""
+        """Step sizes before bias and softplus (..., inner); B, C (..., state_dim), or constants (inner, state_dim)."""
         if not self.selective:
             return torch.zeros_like(hidden), self.B, self.C
         selected = self.selection_projection(hidden)

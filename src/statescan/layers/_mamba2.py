@@ -9,6 +9,7 @@ from statescan import ops
 from statescan.layers._convolution import CausalConv1d
 from statescan.layers._initialisation import delta_bias
 from statescan.layers._norms import GatedRMSNorm
+from statescan.layers._precision import widen, widened
 from statescan.layers._state import State
 
 
@@ -97,11 +98,11 @@ class Mamba2(nn.Module):
     def initial_state(
         self, batch_size: int, *, dtype: torch.dtype | None = None, device: torch.device | None = None
     ) -> State:
-        """Zeros (or the learned state): ``conv`` (batch, conv_kernel - 1, channels), ``ssm`` (batch, H, P, N) float32."""
+        """Zeros or the learned state: ``conv`` (batch, conv_kernel - 1, channels), ``ssm`` (batch, H, P, N) float32."""
         shape = (batch_size, self.heads, self.head_dim, self.state_dim)
-        ssm = self.A_log.new_zeros(shape, dtype=torch.float32, device=device)
+        ssm = self.A_log.new_zeros(shape, dtype=widened(self.A_log.dtype), device=device)
         if self.learned_state is not None:
-            ssm = ssm + self.learned_state.float()
+            ssm = ssm + widen(self.learned_state)
         return State({"conv": self.convolution.initial_state(batch_size, dtype=dtype, device=device), "ssm": ssm})
 
     def forward(
@@ -112,7 +113,7 @@ class Mamba2(nn.Module):
         resets: Tensor | None = None,
         offsets: Tensor | None = None,
     ) -> tuple[Tensor, State]:
-        """x (batch, length, dim) -> output of the same shape, and the state after it; resets and offsets as in `ops`."""
+        """x (batch, length, dim) -> output of the same shape, and the state after it; resets, offsets as in `ops`."""
         if state is None and self.learned_state is not None:
             sequences = x.shape[0] if offsets is None else offsets.shape[0] - 1
             state = self.initial_state(sequences, dtype=x.dtype, device=x.device)
@@ -124,12 +125,12 @@ class Mamba2(nn.Module):
         y, ssm = ops.ssd(
             hidden,
             delta,
-            -torch.exp(self.A_log.float()),
+            -torch.exp(widen(self.A_log)),
             B,
             C,
             self._D(),
             self._heads(gate) if self.norm is None else None,
-            delta_bias=self.delta_bias.float(),
+            delta_bias=widen(self.delta_bias),
             delta_softplus=True,
             delta_limit=self.dt_limit,
             chunk_size=self.chunk_size,
@@ -149,12 +150,12 @@ class Mamba2(nn.Module):
             state["ssm"],
             hidden,
             delta,
-            -torch.exp(self.A_log.float()),
+            -torch.exp(widen(self.A_log)),
             B,
             C,
             self._D(),
             self._heads(gate) if self.norm is None else None,
-            delta_bias=self.delta_bias.float(),
+            delta_bias=widen(self.delta_bias),
             delta_softplus=True,
             delta_limit=self.dt_limit,
         )
@@ -170,7 +171,7 @@ class Mamba2(nn.Module):
         return self._heads(hidden), B.unflatten(-1, grouped), C.unflatten(-1, grouped)
 
     def _D(self) -> Tensor:
-        return (self.D if self.D.shape[0] == self.heads else self._heads(self.D)).float()
+        return widen(self.D if self.D.shape[0] == self.heads else self._heads(self.D))
 
     def _finish(self, y: Tensor, gate: Tensor, mlp_gate: Tensor, mlp: Tensor) -> Tensor:
         y = y.flatten(-2)

@@ -30,8 +30,10 @@ class ResidualBlock(nn.Module):
         channel_norm: nn.Module | None = None,
     ):
         super().__init__()
-        self.norm, self.mixer = norm, mixer
-        self.channel_norm, self.channel_mixer = channel_norm, channel_mixer
+        self.norm = norm
+        self.mixer: Any = mixer
+        self.channel_norm = channel_norm
+        self.channel_mixer: Any = channel_mixer
 
     def initial_state(self, batch_size: int, **options: Any) -> State:
         """The mixer's."""
@@ -86,7 +88,8 @@ class ResidualStack(nn.Module):
 
     def initial_state(self, batch_size: int, **options: Any) -> State:
         """One entry a block, named by its number."""
-        return State({str(i): block.initial_state(batch_size, **options) for i, block in enumerate(self.blocks)})
+        blocks: list[Any] = list(self.blocks)
+        return State({str(i): block.initial_state(batch_size, **options) for i, block in enumerate(blocks)})
 
     def forward(
         self,
@@ -113,6 +116,7 @@ class ResidualStack(nn.Module):
         """One position: x (batch, dim)."""
         residual = x.float() if self.residual_in_float32 and x.dtype != torch.float64 else x
         after: dict[str, Tensor | State] = {}
-        for index, block in enumerate(self.blocks):
+        blocks: list[Any] = list(self.blocks)
+        for index, block in enumerate(blocks):
             residual, after[str(index)] = block.step(residual, state[str(index)])
         return residual, State(after)

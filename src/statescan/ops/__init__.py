@@ -1,23 +1,41 @@
 """Operators: mathematics as functions on tensors, channels last, each with a reference and fast kernels."""
 
 from statescan.ops._cauchy import cauchy, cauchy_reference
+from statescan.ops._causal_conv1d import causal_conv1d, causal_conv1d_reference, causal_conv1d_step
 from statescan.ops._dispatch import backend, explain
 from statescan.ops._fft_conv import fft_conv, fft_conv_reference
+from statescan.ops._gated_rms_norm import gated_rms_norm, gated_rms_norm_reference
+from statescan.ops._linear_scan import linear_scan, linear_scan_reference
+from statescan.ops._resets import resets_from_sequence_index
 from statescan.ops._selective_scan import selective_scan, selective_scan_reference
 from statescan.ops._selective_state_step import selective_state_step, selective_state_step_reference
+from statescan.ops._ssd import ssd, ssd_reference
+from statescan.ops._ssd_step import ssd_step, ssd_step_reference
 from statescan.ops._vandermonde import vandermonde, vandermonde_reference
 
 __all__ = [
     "backend",
     "cauchy",
     "cauchy_reference",
+    "causal_conv1d",
+    "causal_conv1d_reference",
+    "causal_conv1d_step",
     "explain",
     "fft_conv",
     "fft_conv_reference",
+    "gated_rms_norm",
+    "gated_rms_norm_reference",
+    "linear_scan",
+    "linear_scan_reference",
+    "resets_from_sequence_index",
     "selective_scan",
     "selective_scan_reference",
     "selective_state_step",
     "selective_state_step_reference",
+    "ssd",
+    "ssd_reference",
+    "ssd_step",
+    "ssd_step_reference",
     "vandermonde",
     "vandermonde_reference",
 ]

@@ -8,6 +8,7 @@ and accepts everything.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -74,7 +75,7 @@ class Operator:
 
     def choose(self, *args: Any) -> Implementation:
         """The implementation that runs for these arguments."""
-        reasons = []
+        reasons: list[str] = []
         for implementation in self.implementations:
             if _pinned not in ("auto", implementation.name):
                 continue
@@ -148,6 +149,18 @@ def cpu_accepts(*tensors: torch.Tensor | None) -> str | None:
         if tensor.dtype not in cpu.DTYPES:
             return f"no kernel for {tensor.dtype}"
     return None if cpu.available() else cpu.why_not()
+
+
+def triton_implementation(module: str, accepts: Callable[..., str | None]) -> Implementation:
+    """The entry of the Triton kernels in `statescan.kernels.triton.MODULE`, imported when they first run."""
+
+    def direction(name: str) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            return getattr(importlib.import_module(f"statescan.kernels.triton.{module}"), name)(*args)
+
+        return run
+
+    return Implementation("triton", accepts, direction("forward"), direction("backward"))
 
 
 def triton_accepts(*tensors: torch.Tensor | None) -> str | None:

@@ -15,7 +15,15 @@ from torch import Tensor
 
 from statescan.kernels import cpu_selective_scan
 from statescan.ops import _checks as checks
-from statescan.ops._dispatch import LIBRARY, Implementation, Operator, cpu_accepts, register
+from statescan.ops._dispatch import (
+    LIBRARY,
+    Implementation,
+    Operator,
+    cpu_accepts,
+    register,
+    triton_accepts,
+    triton_implementation,
+)
 
 
 def selective_scan(
@@ -273,7 +281,8 @@ def _run_backward(
     backward = OPERATOR.choose(*args).backward
     assert backward is not None
     gradients = backward(grad_y, grad_last_state, states, *args)
-    return tuple(args[0].new_empty(0) if g is None else g for g in gradients)
+    # Compiled code counts on the strides that the fake announced.
+    return tuple(args[0].new_empty(0) if g is None else g.contiguous() for g in gradients)
 
 
 def _fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -363,7 +372,13 @@ def _cpu_accepts(*args: Any) -> str | None:
     return reason
 
 
+def _triton_accepts(*args: Any) -> str | None:
+    x, A = args[0], args[2]
+    return triton_accepts(x) if A.numel() else "A is empty"
+
+
 OPERATOR.implementations += [
     Implementation("cpu", _cpu_accepts, cpu_selective_scan.forward, cpu_selective_scan.backward),
+    triton_implementation("selective_scan", _triton_accepts),
     Implementation("reference", lambda *args: None, _reference_forward, _reference_backward),
 ]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from statescan.ops import _checks as checks
-from statescan.ops._dispatch import LIBRARY, Implementation, Operator, register
+from statescan.ops._dispatch import LIBRARY, Implementation, Operator, register, triton_accepts, triton_implementation
 
 
 def selective_state_step(
@@ -189,7 +189,7 @@ def _run(*args: Any) -> tuple[Tensor, Tensor]:
 
 def _run_backward(grad_y: Tensor | None, grad_state: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
     gradients = checks.vector_jacobian_product(_reference, args, _INPUTS, (grad_y, grad_state))
-    return tuple(args[1].new_empty(0) if g is None else g for g in gradients)
+    return tuple(args[1].new_empty(0) if g is None else g.contiguous() for g in gradients)
 
 
 def _fake(*args: Any) -> tuple[Tensor, Tensor]:
@@ -232,4 +232,12 @@ def _reference(*args: Any) -> tuple[Tensor, Tensor]:
     return selective_state_step_reference(*tensors, delta_bias=delta_bias, delta_softplus=delta_softplus)
 
 
-OPERATOR.implementations.append(Implementation("reference", lambda *args: None, _reference))
+def _triton_accepts(*args: Any) -> str | None:
+    state, x = args[:2]
+    return triton_accepts(x) if state.numel() else "state is empty"
+
+
+OPERATOR.implementations += [
+    triton_implementation("selective_state_step", _triton_accepts),
+    Implementation("reference", lambda *args: None, _reference),
+]

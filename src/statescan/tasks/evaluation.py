@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 
+from statescan.checkpoints import check_tokenizer
 from statescan.generation import Tokenizer, progress_bar
 from statescan.tasks._likelihood import likelihoods, token_log_probabilities
 
@@ -67,7 +68,7 @@ def evaluate_language(
     Arguments:
         model: a language model, with or without attention.
         text: at least two tokens of it.
-        tokenizer: has ``encode(text)`` and ``decode(tokens)``.
+        tokenizer: has ``encode(text)``, ``decode(tokens)`` and ``vocab_size``.
         mode: ``"stateful"``: one pass, each token predicted from all before it; the memory of attention layers grows.
             ``"strided"``: windows of `window` tokens, each token predicted from at least ``window - stride`` tokens
             before it (as many as there are at the beginning).
@@ -81,7 +82,7 @@ def evaluate_language(
         raise ValueError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}")
     if not text:
         raise ValueError("text: it is empty; there is nothing to evaluate")
-    vocabulary = model.config.vocab_size
+    check_tokenizer(tokenizer, model)
     tokens = tokenizer.encode(text)
     spelled = len(text.encode())
     if begin_token is None:
@@ -91,13 +92,6 @@ def evaluate_language(
     if len(tokens) < 2:
         raise ValueError(
             f"text: {text!r:.40} is a single token, and a first token is not scored; give more text or a begin_token"
-        )
-    largest, smallest = max(tokens), min(tokens)
-    if largest >= vocabulary or smallest < 0:
-        wrong = largest if largest >= vocabulary else smallest
-        raise ValueError(
-            f"tokenizer: it gives token {wrong}, outside the model's vocabulary of {vocabulary}; "
-            "is it the tokenizer of this model?"
         )
     began = time.perf_counter()
     with progress_bar("evaluating", len(tokens) - 1, shown=progress) as advance:

@@ -8,6 +8,7 @@ Importing this module registers the name; newer harnesses find it by themselves 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -20,6 +21,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 
+from statescan.checkpoints import ByteTokenizer, check_tokenizer, load, load_tokenizer, locate
 from statescan.generation import Tokenizer, generate, prefill, progress_bar
 from statescan.layers import State
 from statescan.tasks._likelihood import Likelihood, likelihoods
@@ -37,7 +39,7 @@ class StatescanLM(TemplateLM):
 
     Arguments:
         pretrained: a model, or the path or hub id of one.
-        tokenizer: a tokenizer, or the path of one; None takes what lies beside the model.
+        tokenizer: a tokenizer, or the path of one; None takes what lies beside the model, or bytes.
         batch_size: requests at a time.
         max_length: contexts are cut on the left to this many tokens; None, for a state-space model, cuts nothing.
         max_gen_toks: longest answer where a task names none.
@@ -243,14 +245,20 @@ def _unknown(tasks: Sequence[str], manager: TaskManager) -> list[str]:
 
 def _load(pretrained: Any, tokenizer: Any, *, device: str | None, dtype: str | None) -> tuple[Any, Tokenizer]:
     """The model in evaluation mode and its tokenizer."""
-    if isinstance(pretrained, str):
-        raise NotImplementedError
-    model = pretrained.eval()
-    if dtype is not None:
-        model = model.to(getattr(torch, dtype))
-    if device is not None:
-        model = model.to(device)
-    return model, tokenizer
+    chosen = None if dtype is None else getattr(torch, dtype, None)
+    if dtype is not None and not (isinstance(chosen, torch.dtype) and chosen.is_floating_point):
+        raise ValueError(f"dtype: expected a floating-point type such as 'float32' or 'bfloat16', got {dtype!r}")
+    if isinstance(pretrained, str | os.PathLike):
+        folder = locate(pretrained)
+        model = load(folder)
+        tokenizer = folder if tokenizer is None else tokenizer
+    else:
+        model = pretrained
+        tokenizer = ByteTokenizer() if tokenizer is None else tokenizer
+    if isinstance(tokenizer, str | os.PathLike):
+        tokenizer = load_tokenizer(tokenizer)
+    check_tokenizer(tokenizer, model)
+    return model.eval().to(device=device, dtype=chosen), tokenizer
 
 
 def _batches(items: Sequence[int], size: int) -> list[list[int]]:

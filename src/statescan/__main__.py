@@ -1,0 +1,5 @@
+import sys
+
+from statescan.cli import main
+
+sys.exit(main())

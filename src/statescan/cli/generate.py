@@ -1,0 +1,107 @@
+"""Continue a text with a language model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+
+def run(
+    model: Annotated[str, tyro.conf.Positional],
+    *,
+    prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    prompt_file: Path | None = None,
+    tokenizer: str | None = None,
+    max_new_tokens: int = 256,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    seed: int | None = None,
+    state: Path | None = None,
+    save_state: Path | None = None,
+    prefill_chunk: int = 2048,
+    device: str | None = None,
+    json: bool = False,
+) -> None:
+    r"""Continue a text with a language model.
+
+    One prompt is written out as its continuation comes, several when all are there.
+
+    For instance:
+
+      statescan generate runs/book --prompt "In the beginning" --temperature 0.8 --top-p 0.95
+
+      statescan generate runs/book --prompt-file chapter.txt --max-new-tokens 2000 --save-state chapter.safetensors
+
+      statescan generate runs/book --state chapter.safetensors --prompt " And then" --stop "\n\n" --json
+
+    Args:
+        model: folder, file or hub id of a model.
+        prompt: text to continue; given several times, they are continued side by side.
+        prompt_file: a file with a text to continue; - reads the standard input.
+        tokenizer: folder or file of a tokenizer; by default the one beside the model, or bytes.
+        max_new_tokens: the most tokens a prompt gets.
+        temperature: 0 always takes the most probable token.
+        top_k: draw from the k most probable tokens.
+        top_p: draw from the most probable tokens that together have this probability.
+        min_p: leave out tokens less probable than this fraction of the most probable one.
+        repetition_penalty: above 1, tokens that occurred become less probable.
+        stop: a string that ends the continuation, may be given several times; \n, \t and \\ are read as in Python.
+        seed: repeat a run; prompt number i uses seed + i.
+        state: go on from what --save-state wrote.
+        save_state: write where the continuation can go on to this file.
+        prefill_chunk: tokens of a prompt read at a time.
+        device: such as cpu or cuda:0; by default a GPU if there is one.
+        json: print data instead of text.
+    """
+    from statescan import generation
+    from statescan.cli import _language
+
+    texts = list(prompt) + ([] if prompt_file is None else [_language.read_prompt(prompt_file)])
+    before = None if state is None else generation.GenerationState.load(state)
+    if save_state is not None and not save_state.parent.is_dir():
+        raise FileNotFoundError(f"save-state: there is no folder {str(save_state.parent)!r}")
+    if save_state is not None and len(texts) > 1:
+        raise ValueError(f"save-state: it holds one continuation, but {len(texts)} prompts were given")
+    loaded, chosen = _language.load(model, tokenizer, device=device)
+    settings: dict[str, Any] = dict(
+        tokenizer=chosen,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        stop=[_language.unescape(string) for string in stop],
+        seed=seed,
+        state=before,
+        prefill_chunk=prefill_chunk,
+    )
+    if len(texts) <= 1 and not json:
+        pieces = generation.stream(loaded, texts or None, **settings)
+        for piece in pieces:
+            print(piece.text, end="", flush=True)
+        print()
+        if save_state is not None:
+            pieces.state_of().save(save_state)
+        return
+    results = generation.generate(loaded, texts or None, **settings, keep_states=save_state is not None, progress=True)
+    if save_state is not None and results[0].state is not None:
+        results[0].state.save(save_state)
+    if json:
+        from statescan.cli import _print
+
+        rows = [
+            {"prompt": text, "text": r.text, "tokens": r.tokens, "finish_reason": r.finish_reason}
+            for text, r in zip(texts or [""], results, strict=True)
+        ]
+        _print.as_json(rows)
+        return
+    for text, result in zip(texts, results, strict=True):
+        sys.stdout.write(f"{text}{result.text}\n\n")

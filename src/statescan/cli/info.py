@@ -1,0 +1,44 @@
+"""What a model costs: parameters, FLOPs, bytes of state and activations."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import tyro
+
+
+def run(
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")],
+    *,
+    length: int = 2048,
+    batch: int = 1,
+    json: bool = False,
+) -> None:
+    """Print what a named model costs at a sequence length, for instance `statescan info mamba_130m --length 2048`.
+
+    Args:
+        name: one of `statescan models`.
+        length: tokens a sequence.
+        batch: sequences.
+        json: print data instead of a table.
+    """
+    import dataclasses
+
+    from statescan import inspect, models
+    from statescan.cli import _print
+
+    cost = inspect.measure_cost(name, length=length, batch=batch)
+    config = models.model_info(name).config
+    if json:
+        _print.as_json({"name": name, **dataclasses.asdict(cost), "config": dataclasses.asdict(config)})
+        return
+    grows = "constant" if cost.state_bytes == cost.state_bytes_start else f"{cost.state_bytes_start:,} at the start"
+    rows = [
+        ("parameters", f"{cost.parameters:,}"),
+        ("weights, float32", f"{cost.parameter_bytes:,} bytes"),
+        (f"FLOPs, forward, {batch} x {length} tokens", f"{cost.flops_forward:,}"),
+        ("FLOPs a token", f"{cost.flops_per_token:,}"),
+        ("state", f"{cost.state_bytes:,} bytes ({grows})"),
+        ("activations kept for training", f"{cost.activation_bytes:,} bytes"),
+    ]
+    _print.table(name, ("what", "how much"), rows)

@@ -1,0 +1,57 @@
+"""Train models: on text (`language`), on generated tasks (`synthetic`).
+
+examples:
+  statescan train language --data book.txt --model mamba_tiny --steps 1000 --out runs/book
+  statescan train language --data src --pattern "**/*.py" --set dim=256 depth=6 --length 512 --out runs/code
+  statescan train language --out runs/book --resume
+  statescan train synthetic --task induction_heads --out runs/induction
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from statescan.cli import _print
+from statescan.tasks import LanguageTraining, SyntheticTraining, first_process, train_language, train_synthetic
+
+if TYPE_CHECKING:
+    from statescan.tasks._fit import TrainingResult
+
+
+def language(settings: Annotated[LanguageTraining, tyro.conf.arg(name="")], *, json: bool = False) -> None:
+    """Train a language model on text.
+
+    Args:
+        settings: of the run.
+        json: print data instead of a table.
+    """
+    _report(train_language(settings), json)
+
+
+def synthetic(settings: Annotated[SyntheticTraining, tyro.conf.arg(name="")], *, json: bool = False) -> None:
+    """Train a small model on a synthetic task.
+
+    Args:
+        settings: of the run.
+        json: print data instead of a table.
+    """
+    _report(train_synthetic(settings), json)
+
+
+def _report(result: TrainingResult, json: bool) -> None:
+    if not first_process():
+        return
+    plain = dataclasses.asdict(result)
+    if json:
+        _print.as_json(plain)
+        return
+    numbers = plain.pop("validation")
+    rows = [(name.replace("_", " "), f"{value:.4f}") for name, value in numbers.items()]
+    rows += [(name, f"{value:,.0f}" if isinstance(value, float) else str(value)) for name, value in plain.items()]
+    _print.table("training", ("what", "result"), rows)
+
+
+COMMANDS = {"language": language, "synthetic": synthetic}

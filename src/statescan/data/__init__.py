@@ -1,0 +1,53 @@
+"""Data: readers of a user's text, and generators of the synthetic tasks."""
+
+from statescan.data._copying import Copying, SelectiveCopying, copying
+from statescan.data._induction import InductionHead, InductionHeads, induction_head_sequences
+from statescan.data._long_context import Passkey, PhoneBook
+from statescan.data._recall import (
+    AssociativeRecall,
+    MultiQueryRecall,
+    associative_recall_sequences,
+    multi_query_recall,
+)
+from statescan.data._signals import adding, delay
+from statescan.data._synthetic import IGNORED, SyntheticBatch, SyntheticTask, batch_seed
+from statescan.data._tasks import SYNTHETIC_TASKS, synthetic_task
+from statescan.data._text import HubSource, TextPiece, read_text, text_files
+from statescan.data._tokens import TokenStream, fingerprint, tokenize, write_tokens
+from statescan.data._windows import ContinuedOrder, SequentialOrder, ShuffledOrder, TokenBatch, TokenBatches
+
+__all__ = [
+    "IGNORED",
+    "SYNTHETIC_TASKS",
+    "AssociativeRecall",
+    "ContinuedOrder",
+    "Copying",
+    "HubSource",
+    "InductionHead",
+    "InductionHeads",
+    "MultiQueryRecall",
+    "Passkey",
+    "PhoneBook",
+    "SelectiveCopying",
+    "SequentialOrder",
+    "ShuffledOrder",
+    "SyntheticBatch",
+    "SyntheticTask",
+    "TextPiece",
+    "TokenBatch",
+    "TokenBatches",
+    "TokenStream",
+    "adding",
+    "associative_recall_sequences",
+    "batch_seed",
+    "copying",
+    "delay",
+    "fingerprint",
+    "induction_head_sequences",
+    "multi_query_recall",
+    "read_text",
+    "synthetic_task",
+    "text_files",
+    "tokenize",
+    "write_tokens",
+]

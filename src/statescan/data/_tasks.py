@@ -1,0 +1,46 @@
+"""The synthetic tasks by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from statescan.data._copying import Copying, SelectiveCopying
+from statescan.data._induction import InductionHead, InductionHeads
+from statescan.data._long_context import Passkey, PhoneBook
+from statescan.data._recall import AssociativeRecall, MultiQueryRecall
+from statescan.data._synthetic import SyntheticTask
+
+SYNTHETIC_TASKS: dict[str, type[Any]] = {
+    "associative_recall": AssociativeRecall,
+    "copying": Copying,
+    "induction_head": InductionHead,
+    "induction_heads": InductionHeads,
+    "mqar": MultiQueryRecall,
+    "passkey": Passkey,
+    "phone_book": PhoneBook,
+    "selective_copying": SelectiveCopying,
+}
+
+
+def synthetic_task(name: str, settings: Mapping[str, Any] | None = None) -> SyntheticTask:
+    """The task of this name with some of its settings changed.
+
+    Raises:
+        ValueError: for a name or a setting that does not exist; the nearest one is shown.
+    """
+    if name not in SYNTHETIC_TASKS:
+        raise ValueError(f"task: unknown name {name!r}{_nearest(name, SYNTHETIC_TASKS)}")
+    task = SYNTHETIC_TASKS[name]
+    fields = {field.name for field in dataclasses.fields(task)}
+    for setting in settings or {}:
+        if setting not in fields:
+            raise ValueError(f"{name}: unknown setting {setting!r}{_nearest(setting, fields)}")
+    return task(**(settings or {}))
+
+
+def _nearest(name: str, known: Any) -> str:
+    near = get_close_matches(name, known, n=1)
+    return f"; nearest: {near[0]!r}" if near else f"; known: {', '.join(sorted(known))}"

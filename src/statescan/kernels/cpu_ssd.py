@@ -1,0 +1,134 @@
+"""Calls of the compiled structured state-space duality (`csrc/ssd.cpp`), with the registered operator's arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from statescan.kernels import cpu
+
+_WORK_PER_THREAD = 1 << 16  # length x heads x head_dim x state_dim; less, and a second thread does not pay
+
+
+def _positions(tensor: Tensor) -> Tensor:
+    """(batch, length, …) as rows of positions whose elements lie side by side; a view where strides allow."""
+    rows = tensor.reshape(-1, *tensor.shape[2:])
+    return rows if rows[0].is_contiguous() else rows.contiguous()
+
+
+class _Call:
+    def __init__(
+        self,
+        x: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        state: Tensor | None,
+        resets: Tensor | None,
+        offsets: Tensor | None,
+        chunk_size: int,
+    ):
+        batch, length, heads, head_dim = x.shape
+        groups, state_dim = B.shape[2:]
+        self.x, self.delta, self.B, self.C = (_positions(t) for t in (x, delta, B, C))
+        self.A = A.contiguous()
+        self.D = None if D is None else D.contiguous()
+        self.state = None if state is None else state.contiguous()
+        self.resets = None if resets is None else resets.contiguous()
+        self.offsets = cpu.row_offsets(batch, length, offsets)
+        self.count = self.offsets.shape[0] - 1
+        self.threads = max(1, min(cpu.threads(), x.numel() * state_dim // _WORK_PER_THREAD))
+        self.sizes = (
+            batch * length,
+            heads,
+            head_dim,
+            groups,
+            state_dim,
+            self.count,
+            max(1, min(chunk_size, length)),
+            self.x.stride(0),
+            self.delta.stride(0),
+            self.B.stride(0),
+            self.C.stride(0),
+        )
+        self.options = (int(D is not None and D.ndim == 2), cpu.DTYPES[x.dtype], self.threads)
+
+    def pointers(self) -> tuple[int | None, ...]:
+        tensors = (self.x, self.delta, self.A, self.B, self.C, self.D, self.state, self.offsets, self.resets)
+        return tuple(cpu.pointer(t) for t in tensors)
+
+
+def _empty(x: Tensor, B: Tensor) -> bool:
+    return x.numel() == 0 or B.shape[3] == 0
+
+
+def forward(
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Any, state: Any, *args: Any
+) -> tuple[Tensor, ...]:
+    """y and the last state."""
+    offsets = args[1]
+    count = x.shape[0] if offsets is None else offsets.shape[0] - 1
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    last = delta.new_empty(count, x.shape[2], x.shape[3], B.shape[3])
+    if _empty(x, B):
+        y.zero_()
+        if D is not None and x.numel():
+            y += x * (D[:, None] if D.ndim == 1 else D)
+        return y, last.zero_() if state is None else last.copy_(state)
+    call = _Call(x, delta, A, B, C, D, state, *args)
+    function = cpu.function("ssd_forward", "p" * 11 + "l" * 11 + "iii")
+    function(*call.pointers(), y.data_ptr(), last.data_ptr(), *call.sizes, *call.options)
+    return y, last
+
+
+def backward(
+    grad_y: Tensor | None,
+    grad_last: Tensor | None,
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Any,
+    state: Any,
+    *args: Any,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, delta, A, B, C, D and the initial state."""
+    grad_x = torch.zeros_like(x, memory_format=torch.contiguous_format)
+    grad_delta = torch.zeros_like(delta, memory_format=torch.contiguous_format)
+    heads, head_dim = x.shape[2:]
+    grad_D = torch.zeros(heads, head_dim)
+    if _empty(x, B):
+        if D is not None and grad_y is not None and x.numel():
+            grad_x = grad_y * (D[:, None] if D.ndim == 1 else D).to(grad_y.dtype)
+            grad_D = (grad_y.float() * x.float()).sum((0, 1))
+        grads: list[Tensor | None] = [grad_x, grad_delta, torch.zeros_like(A), torch.zeros_like(B), torch.zeros_like(C)]
+        grad_state = None
+        if state is not None:
+            grad_state = torch.zeros_like(state) if grad_last is None else grad_last
+    else:
+        call = _Call(x, delta, A, B, C, D, state, *args)
+        given = torch.zeros_like(x) if grad_y is None else grad_y.to(x.dtype)
+        given = given.contiguous()
+        carried = None if grad_last is None else grad_last.float().contiguous()
+        grad_A = torch.zeros(call.count, heads)
+        sums = [torch.zeros(call.threads, *B.shape) for _ in range(2)]
+        grad_state = None if state is None else torch.empty_like(call.state)  # type: ignore[arg-type]
+        function = cpu.function("ssd_backward", "p" * 18 + "l" * 11 + "iii")
+        function(
+            given.data_ptr(),
+            cpu.pointer(carried),
+            *call.pointers(),
+            *(cpu.pointer(t) for t in (grad_x, grad_delta, grad_A, *sums, grad_D, grad_state)),
+            *call.sizes,
+            *call.options,
+        )
+        grads = [grad_x, grad_delta, grad_A.sum(0), *(s.sum(0) for s in sums)]
+    of_D = None
+    if D is not None:
+        of_D = grad_D if D.ndim == 2 else grad_D.sum(1)
+    return (*grads, of_D, grad_state)

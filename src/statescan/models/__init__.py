@@ -1,0 +1,32 @@
+"""Models by name. Importing this room imports no model: each is found through the manifest and imported on use."""
+
+from statescan.models._model import Model, build_config
+from statescan.models._published import load_published, load_tensors
+from statescan.models._registry import (
+    Family,
+    ModelInfo,
+    build_model,
+    config_dict,
+    create_model,
+    family,
+    list_models,
+    model_info,
+)
+from statescan.models._systems import System, systems
+
+__all__ = [
+    "Family",
+    "Model",
+    "ModelInfo",
+    "System",
+    "build_config",
+    "build_model",
+    "config_dict",
+    "create_model",
+    "family",
+    "list_models",
+    "load_published",
+    "load_tensors",
+    "model_info",
+    "systems",
+]

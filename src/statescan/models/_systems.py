@@ -1,0 +1,53 @@
+"""The published systems that work here: paper, models, and what was verified."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class System:
+    """One row of the table of systems.
+
+    Arguments:
+        slug: its name.
+        paper: title, authors and year.
+        families: registry families that belong to it.
+        verified: what was checked, each a short statement that a test or a committed benchmark bears out.
+    """
+
+    slug: str
+    paper: str
+    families: tuple[str, ...]
+    verified: tuple[str, ...]
+
+
+_SYSTEMS = (
+    System(
+        "mamba",
+        "Mamba: Linear-Time Sequence Modeling with Selective State Spaces (Gu and Dao, 2023)",
+        ("mamba", "falcon_mamba"),
+        (
+            "outputs and gradients of the published code",
+            "exact parameter counts",
+            "published and Hugging Face checkpoints both ways",
+            "selective copying and induction heads learned",
+        ),
+    ),
+    System(
+        "mamba2",
+        "Transformers are SSMs: Generalized Models and Efficient Algorithms Through Structured State Space Duality "
+        "(Dao and Gu, 2024)",
+        ("mamba2", "bamba", "zamba2"),
+        (
+            "outputs and gradients of the published code",
+            "exact parameter counts",
+            "published and Hugging Face checkpoints both ways",
+        ),
+    ),
+)
+
+
+def systems() -> tuple[System, ...]:
+    """All systems that work, in the order of their history."""
+    return _SYSTEMS

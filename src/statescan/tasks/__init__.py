@@ -1,0 +1,16 @@
+"""Tasks: what models are trained for, and how well they do it. Heavy libraries are imported on use."""
+
+from statescan.tasks._run_folder import first_process
+from statescan.tasks.evaluation import LanguageScore, evaluate_language
+from statescan.tasks.language import LanguageTraining, train_language
+from statescan.tasks.synthetic import SyntheticTraining, train_synthetic
+
+__all__ = [
+    "LanguageScore",
+    "LanguageTraining",
+    "SyntheticTraining",
+    "evaluate_language",
+    "first_process",
+    "train_language",
+    "train_synthetic",
+]

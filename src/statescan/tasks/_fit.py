@@ -1,0 +1,232 @@
+"""One training run from start to end, whatever the tokens mean: Lightning's trainer, put together."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as lightning
+from pytorch_lightning.strategies import ModelParallelStrategy
+from torch.utils.data import DataLoader, IterableDataset
+
+from statescan.checkpoints import save
+from statescan.models import build_model
+from statescan.tasks._callbacks import AtomicCheckpointIO, ProgressBar, Recorder
+from statescan.tasks._module import Sums, TokenPrediction
+from statescan.tasks._run_folder import RunFolder
+from statescan.tasks._settings import TrainingSettings
+
+#: First batch, process and number of processes to batches (of `data.TokenBatch` or `data.SyntheticBatch`).
+MakeBatches = Callable[[int, int, int], IterableDataset]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a run learns and how that is measured.
+
+    Fields:
+        batches: makes the batches to learn from, of one process, from a given one on, without end.
+        validation: makes the batches to validate with.
+        targets: how many targets a sequence can have.
+        columns: names of the numbers of a validation.
+        describe: gives these numbers.
+        carry_state: hand the model's state from batch to batch.
+        count_correct: count right answers.
+        enough: says of a validation's numbers whether training can stop.
+    """
+
+    batches: MakeBatches
+    validation: MakeBatches
+    targets: int
+    columns: tuple[str, ...]
+    describe: Callable[[Sums], dict[str, float]]
+    carry_state: bool = False
+    count_correct: bool = False
+    enough: Callable[[dict[str, float]], bool] = lambda numbers: False
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a run came to.
+
+    Fields:
+        steps: optimiser steps made, over all parts of an interrupted run.
+        validation: the numbers of the last validation.
+        parameters: of the model.
+        seconds: duration of this part of the run.
+        model: folder of the run, which is that of the trained model.
+        metrics: table of the metrics.
+        picture: their curves, or None where matplotlib is missing.
+    """
+
+    steps: int
+    validation: dict[str, float]
+    parameters: int
+    seconds: float
+    model: str
+    metrics: str
+    picture: str | None
+
+
+class _Batches(lightning.LightningDataModule):
+    """Begins where the run stands."""
+
+    def __init__(self, make: MakeBatches, accumulate: int) -> None:
+        super().__init__()
+        self._make, self._accumulate = make, accumulate
+
+    def train_dataloader(self) -> Any:
+        trainer: Any = self.trainer
+        first = trainer.global_step * self._accumulate
+        return _loader(self._make(first, trainer.global_rank, trainer.world_size))
+
+
+def fit(
+    model: Any, settings: TrainingSettings, folder: RunFolder, objective: Objective, *, tokenizer: Any = None
+) -> TrainingResult:
+    """Train a model, or go on with it, and leave it in the run's folder, its tokenizer beside it.
+
+    Raises:
+        ValueError: where the folder cannot be written, or where the loss is not finite.
+    """
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    # Weights and the two running means of AdamW.
+    resumed = folder.prepare(settings, needed=3 * 4 * parameters)
+    began = time.perf_counter()
+    bar = ProgressBar(settings.steps, objective.columns[-1])
+    reports = [bar.report, _tensorboard(folder)]
+    with _quiet(), folder.guard():
+        recorder = Recorder(
+            settings,
+            folder,
+            loader=lambda trainer: _loader(objective.validation(0, trainer.global_rank, trainer.world_size)),
+            describe=objective.describe,
+            columns=objective.columns,
+            enough=objective.enough,
+            reports=reports,
+        )
+        module = TokenPrediction(
+            model,
+            settings,
+            targets=objective.targets,
+            carry_state=objective.carry_state,
+            count_correct=objective.count_correct,
+        )
+        trainer = _trainer(settings, [recorder, *([bar] if settings.progress else [])])
+        data = _Batches(objective.batches, settings.accumulate)
+        try:
+            checkpoint = str(folder.checkpoint) if resumed else None
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        except SystemExit as stopped:  # Lightning's answer to the keyboard; the caller's is to decide
+            if isinstance(stopped.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from None
+            raise
+        trained = _whole(trainer, module)
+        if trainer.is_global_zero:
+            save(trained, folder.path, tokenizer=tokenizer)
+            picture = _draw(folder, settings, objective.columns)
+        trainer.strategy.barrier()
+    return TrainingResult(
+        steps=trainer.global_step,
+        validation=recorder.validation,
+        parameters=parameters,
+        seconds=time.perf_counter() - began,
+        model=str(folder.path),
+        metrics=str(folder.metrics.path),
+        picture=picture if trainer.is_global_zero else None,
+    )
+
+
+def _trainer(settings: TrainingSettings, callbacks: list[Any]) -> Any:
+    strategy: Any = "auto" if settings.world_size == 1 and settings.strategy == "auto" else "ddp"
+    if settings.strategy == "fsdp":
+        strategy = ModelParallelStrategy(
+            data_parallel_size=settings.world_size, tensor_parallel_size=1, save_distributed_checkpoint=False
+        )
+    return lightning.Trainer(
+        max_steps=settings.steps,
+        max_epochs=-1,
+        accumulate_grad_batches=settings.accumulate,
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        num_nodes=settings.nodes,
+        strategy=strategy,
+        precision="bf16-mixed" if settings.precision == "bfloat16" else "32-true",
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+    )
+
+
+def _loader(batches: IterableDataset) -> DataLoader:
+    return DataLoader(batches, batch_size=None, collate_fn=_as_dict)
+
+
+def _as_dict(batch: Any) -> dict[str, Any]:
+    """Lightning moves dictionaries to a device, but no frozen dataclasses."""
+    return {"resets": None, "fresh": True, **vars(batch)}
+
+
+def _whole(trainer: Any, module: TokenPrediction) -> Any:
+    """The trained model in one piece, also where it was trained in shards."""
+    if module.settings.strategy != "fsdp":
+        return module.model
+    tensors = trainer.strategy.lightning_module_state_dict()
+    model = build_model(module.model.family, module.model.config)
+    if trainer.is_global_zero:
+        model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items()})
+    return model
+
+
+def _tensorboard(folder: RunFolder) -> Callable[[int, dict[str, float]], None]:
+    """Writes numbers for TensorBoard, where that is installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return lambda step, row: None
+    writer: list[Any] = []
+
+    def write(step: int, row: dict[str, float]) -> None:
+        if not writer:
+            writer.append(SummaryWriter(str(folder.path / "tensorboard"), purge_step=step))
+        for name, value in row.items():
+            if name != "step":
+                writer[0].add_scalar(name, value, step)
+        writer[0].flush()
+
+    return write
+
+
+def _draw(folder: RunFolder, settings: TrainingSettings, columns: tuple[str, ...]) -> str | None:
+    from statescan.tasks._picture import draw_curves
+
+    measure = columns[-1]
+    curves = {"training": folder.metrics.series("train_loss"), "validation": folder.metrics.series("validation_loss")}
+    return draw_curves(folder.picture, {"loss (nats a target)": curves, measure: {"": folder.metrics.series(measure)}})
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's advice, which is for those who write the loop themselves."""
+    names = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric")
+    levels = {name: logging.getLogger(name).level for name in names}
+    with warnings.catch_warnings():
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+            warnings.filterwarnings("ignore", module=name.replace(".", r"\."))
+        try:
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)

@@ -1,0 +1,193 @@
+"""Learning to predict tokens, as a Lightning module: the loss, the optimiser, the state carried from batch to batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as lightning
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from statescan.data import IGNORED, batch_seed
+from statescan.layers import ResidualBlock, State
+from statescan.tasks._settings import TrainingSettings
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What metrics are made of, over any number of batches and processes.
+
+    Fields:
+        loss: cross-entropy of the targets, in nats.
+        count: targets.
+        correct: targets that were the most probable token.
+    """
+
+    loss: float
+    count: float
+    correct: float
+
+    @property
+    def mean_loss(self) -> float:
+        """Loss a target, in nats; not a number where there was none."""
+        return self.loss / self.count if self.count else math.nan
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of targets that were the most probable token."""
+        return self.correct / self.count if self.count else math.nan
+
+
+def token_sums(logits: Tensor, targets: Tensor, *, count_correct: bool) -> tuple[Tensor, Tensor]:
+    """The summed loss with its gradient, and the three numbers of `Sums` in float64 without.
+
+    Arguments:
+        logits: (batch, length, vocabulary).
+        targets: (batch, length), `IGNORED` where nothing is asked.
+    """
+    asked = targets != IGNORED
+    loss = torch.nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+    correct = ((logits.argmax(-1) == targets) & asked).sum() if count_correct else torch.zeros_like(loss)
+    return loss, torch.stack([loss.detach().double(), asked.sum().double(), correct.double()])
+
+
+def schedule(settings: TrainingSettings) -> Callable[[int], float]:
+    """The learning rate of a step as a fraction of the highest: linear warm-up, then half a cosine."""
+
+    def factor(step: int) -> float:
+        if step < settings.warmup:
+            return (step + 1) / settings.warmup
+        progress = min(1.0, (step - settings.warmup) / max(1, settings.steps - settings.warmup))
+        low = settings.final_learning_rate
+        return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return factor
+
+
+class TokenPrediction(lightning.LightningModule):
+    """Trains a language model on batches of ``tokens``, ``targets`` and, where documents begin, ``resets``.
+
+    The loss of a batch is summed over its targets and divided by the number there can be, a constant. So a step's
+    gradient is the same whether its sequences come in one batch, in several, or to several processes.
+
+    Arguments:
+        model: the model.
+        settings: of the run.
+        targets: how many targets a sequence can have.
+        carry_state: hand the state, cut from its gradient, from batch to batch (truncated back-propagation).
+        count_correct: count which targets were the most probable token.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        settings: TrainingSettings,
+        *,
+        targets: int,
+        carry_state: bool = False,
+        count_correct: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.settings = settings
+        self.targets = targets
+        self.carry_state = carry_state
+        self.count_correct = count_correct
+        self.state: State | None = None
+        self.sums = torch.zeros(3, dtype=torch.float64)
+        self.gradient_norm = torch.tensor(math.nan)
+        self._sharded = False
+        if settings.gradient_checkpointing:
+            model.set_gradient_checkpointing(True)
+        if settings.compile:
+            model.compile()
+
+    # -- Lightning's hooks --------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Shard every block, and the rest as one more, where the strategy asks for it (FSDP2)."""
+        if self.settings.strategy != "fsdp" or self._sharded:
+            return
+        from torch.distributed.fsdp import fully_shard
+
+        mesh: Any = self.device_mesh
+        mesh = mesh["data_parallel"]
+        for block in [module for module in self.model.modules() if isinstance(module, ResidualBlock)]:
+            fully_shard(block, mesh=mesh)
+        fully_shard(self.model, mesh=mesh)
+        self._sharded = True
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with warm-up and cosine."""
+        groups = [group for group in self.model.parameter_groups(self.settings.weight_decay) if group["params"]]
+        optimizer = torch.optim.AdamW(groups, lr=self.settings.learning_rate, betas=self.settings.betas)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(self.settings))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Shorten the gradient, and keep its norm for the metrics."""
+        norm: Any = torch.nn.utils.clip_grad_norm_(self.parameters(), self.settings.gradient_clip)
+        self.gradient_norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Make whatever is random a function of seed, batch and process, so that an interrupted run can go on."""
+        torch.manual_seed(batch_seed(self.settings.seed, f"process {self.global_rank}", batch_idx))
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """The loss of a batch."""
+        state = self.state if self.carry_state and not batch["fresh"] else None
+        logits, state = self.model(batch["tokens"], state, resets=batch["resets"])
+        self.state = state.detach() if self.carry_state else None
+        loss, sums = token_sums(logits, batch["targets"], count_correct=self.count_correct)
+        self.sums = self.sums.to(sums.device) + sums
+        return loss / (self.targets * batch["targets"].shape[0])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the state of every process; all of them come here."""
+        if self.state is not None:
+            leaves: list[Any] = pytree.tree_leaves(self.state)
+            if self.trainer.world_size > 1:
+                gathered: list[Any] = [self.all_gather(leaf) for leaf in leaves]
+                leaves = [leaf.flatten(0, 1) for leaf in gathered]
+            checkpoint["carried_state"] = [leaf.cpu() for leaf in leaves]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take this process's share of the state."""
+        if "carried_state" not in checkpoint:
+            return
+        structure = pytree.tree_structure(self.model.initial_state(1))
+        leaves = checkpoint["carried_state"]
+        rows = leaves[0].shape[0] // self.trainer.world_size
+        mine = slice(self.trainer.global_rank * rows, (self.trainer.global_rank + 1) * rows)
+        device = self.trainer.strategy.root_device
+        self.state = pytree.tree_unflatten([leaf[mine].to(device) for leaf in leaves], structure)
+
+    # -- for the callbacks --------------------------------------------------------------------------------------------
+
+    def reduce(self, sums: Tensor) -> Tensor:
+        """Sums over all processes."""
+        return self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
+
+    @torch.no_grad()
+    def evaluate(self, loader: Any) -> Sums:
+        """The model's sums over the batches of all processes."""
+        training = self.model.training
+        self.model.eval()
+        total = torch.zeros(3, dtype=torch.float64)
+        state: State | None = None
+        for batch in loader:
+            batch = self.transfer_batch_to_device(batch, self.device, 0)
+            with self.trainer.precision_plugin.forward_context():
+                before = state if self.carry_state and not batch["fresh"] else None
+                logits, state = self.model(batch["tokens"], before, resets=batch["resets"])
+            total += token_sums(logits, batch["targets"], count_correct=self.count_correct)[1].cpu()
+        self.model.train(training)
+        return Sums(*self.reduce(total).tolist())

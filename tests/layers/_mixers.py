@@ -1,0 +1,59 @@
+"""The sequence mixers that keep the protocol, each with its options, for tests of what all promise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from statescan.layers import Attention, Mamba, Mamba2
+
+DIM = 12
+
+#: Widths are odd on purpose: no layer may ask for multiples of 8.
+MIXERS: dict[str, Callable[[], nn.Module]] = {
+    "mamba": lambda: Mamba(DIM, state_dim=3),
+    "mamba-narrow": lambda: Mamba(DIM, state_dim=1, conv_kernel=1, expand=1.25, dt_rank=5, bias=True, conv_bias=False),
+    "mamba-norms": lambda: Mamba(DIM, state_dim=5, conv_kernel=2, inner_norm="weightless"),
+    "mamba-weighted-norms": lambda: Mamba(DIM, state_dim=5, inner_norm="weighted"),
+    "mamba-constant": lambda: Mamba(DIM, state_dim=3, selective=False),
+    "mamba2": lambda: Mamba2(DIM, state_dim=5, head_dim=4),
+    "mamba2-groups": lambda: Mamba2(DIM, state_dim=3, head_dim=6, groups=2, D_per_channel=True, chunk_size=4),
+    "mamba2-partial": lambda: Mamba2(DIM, state_dim=5, head_dim=3, ssm_dim=9, gated_norm=False, bias=True),
+    "mamba2-limits": lambda: Mamba2(DIM, state_dim=5, head_dim=8, dt_limit=(0.01, 0.05), norm_before_gate=True),
+    "attention": lambda: Attention(DIM, 3),
+    "attention-rotary": lambda: Attention(DIM, 4, kv_heads=2, head_dim=6, rotary_dim=4),
+    "attention-interleaved": lambda: Attention(DIM, 2, rotary_dim=6, rotary_interleaved=True, qkv_bias=True),
+    "attention-convolved": lambda: Attention(DIM, 2, kv_heads=1, conv_kernel=3, mlp_dim=8, rotary_dim=2, scale=0.3),
+}
+
+#: Those whose initial state is learned take no resets; they are listed apart.
+WITHOUT_RESETS: dict[str, Callable[[], nn.Module]] = {
+    "mamba2-learned-state": lambda: Mamba2(DIM, state_dim=3, head_dim=4, learned_initial_state=True),
+}
+
+
+def build(name: str) -> Any:
+    """A mixer whose every parameter is drawn, so that none is at a value that hides a mistake."""
+    torch.manual_seed(sum(map(ord, name)))
+    mixer = (MIXERS | WITHOUT_RESETS)[name]()
+    with torch.no_grad():
+        for key, parameter in mixer.named_parameters():
+            if key.endswith(("norm.weight", "D")) or "bias" in key or "learned" in key:
+                parameter += 0.3 * torch.randn_like(parameter)
+    return mixer.eval()
+
+
+def assert_same_state(got: Any, want: Any, tolerance: float = 2e-5) -> None:
+    """Equal tensors, but for how much of a cache is dead: what matters stands at its end."""
+    assert list(got) == list(want)
+    for name, tensor in want.items():
+        mine = got[name]
+        if name in ("keys", "values"):
+            for row in range(tensor.shape[0]):
+                first, theirs = int(got["start"][row]), int(want["start"][row])
+                torch.testing.assert_close(mine[row, :, first:], tensor[row, :, theirs:], atol=tolerance, rtol=1e-4)
+        elif name != "start":
+            torch.testing.assert_close(mine, tensor, atol=tolerance, rtol=1e-4)

@@ -1,0 +1,60 @@
+"""Language models of every family, small enough to test everything on all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+import statescan
+
+VOCABULARY = 37
+
+#: A name of the registry and what to make smaller. Widths are odd where they may be.
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mamba": ("mamba_tiny", dict(dim=20, depth=2, state_dim=3)),
+    "mamba-mlp-layer-norm": (
+        "mamba_tiny",
+        dict(dim=20, depth=2, mlp_dim=8, mlp_multiple_of=4, norm="layer", bias=True),
+    ),
+    "mamba-attention": (
+        "mamba_tiny",
+        dict(dim=20, depth=3, attention_layers=(1,), attention=dict(heads=2, conv_kernel=3, rotary_dim=4)),
+    ),
+    "mamba-untied": ("mamba_tiny", dict(dim=20, depth=1, tie_embeddings=False, residual_in_float32=False)),
+    "mamba2": ("mamba2_tiny", dict(dim=20, depth=2, state_dim=5, head_dim=8)),
+    "mamba2-groups": ("mamba2_tiny", dict(dim=20, depth=2, state_dim=5, head_dim=5, groups=4, mlp_dim=8)),
+    "falcon_mamba": ("falcon_mamba_tiny", dict(dim=20, depth=2, state_dim=3)),
+    "bamba": (
+        "bamba_tiny",
+        dict(dim=20, depth=3, state_dim=3, head_dim=10, mlp_dim=9, attention_layers=(1,))
+        | dict(attention=dict(heads=2, kv_heads=1, rotary_dim=4)),
+    ),
+    "zamba2": (
+        "zamba2_tiny",
+        dict(dim=20, depth=5, state_dim=3, head_dim=10, hybrid_layers=(1, 2, 4), heads=2, shared_mlp_dim=12)
+        | dict(adapter_rank=3, attention_adapters=True, rotary=True),
+    ),
+    "hybrid": (
+        "hybrid_tiny",
+        dict(dim=20, depth=4, layout=("mamba", "mlp", "mamba2", "attention"), mlp_layer_dim=8)
+        | dict(mamba2=dict(state_dim=3, head_dim=8), attention=dict(heads=2)),
+    ),
+    "transformer": ("transformer_tiny", dict(dim=20, depth=2, mlp_dim=16, attention=dict(heads=2, rotary_dim=10))),
+}
+
+
+def build(key: str) -> Any:
+    """A model with fresh weights, the same each time, its norms and biases away from one and zero."""
+    torch.manual_seed(0)
+    name, overrides = MODELS[key]
+    model = statescan.create_model(name, vocab_size=VOCABULARY, **overrides)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter += 0.1 * torch.randn_like(parameter)
+    return model.eval()
+
+
+def tokens(*shape: int) -> torch.Tensor:
+    return torch.randint(0, VOCABULARY, shape, generator=torch.Generator().manual_seed(sum(shape)))

@@ -82,7 +82,9 @@ class _Call:
         x_rows, delta_rows, z_rows = _matrix(x), _matrix(delta), _matrix(z)
         B_rows, *B_sizes = _weights(B)
         C_rows, *C_sizes = _weights(C)
-            others = [_plain(t) for t in (D, delta_bias, initial_state, resets, offsets)]
+        assert x_rows is not None
+        assert delta_rows is not None
+        others = [_plain(t) for t in (D, delta_bias, initial_state, resets, offsets)]
         A = A.resolve_conj().contiguous()
         self.keep = (x_rows, delta_rows, z_rows, A, B_rows, C_rows, *others)
         groups = max(B_sizes[2], 1), max(C_sizes[2], 1)

@@ -99,14 +99,20 @@ inline float16 from_float<float16>(float value) {
     return float16{uint16_t(sign | ((magnitude - 0x38000000u + 0xfffu + odd) >> 13))};
 }
 
-// Sixteen floats. GCC and Clang lower this type to whatever registers the instruction set has:
-// one zmm, two ymm, four xmm or NEON q registers.
+// As many floats as a register holds: 16 with AVX-512, 8 with AVX2, 4 elsewhere (SSE2, NEON). A wider type would be
+// right everywhere, but GCC keeps what does not fit a register in memory, fifty times slower.
+#if defined(__AVX512F__)
 constexpr int kLanes = 16;
-typedef float vfloat __attribute__((vector_size(64)));
-typedef int32_t vint __attribute__((vector_size(64)));
-typedef float vfloat_unaligned __attribute__((vector_size(64), aligned(4)));
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+typedef float vfloat __attribute__((vector_size(4 * kLanes)));
+typedef int32_t vint __attribute__((vector_size(4 * kLanes)));
+typedef float vfloat_unaligned __attribute__((vector_size(4 * kLanes), aligned(4)));
 
-inline vfloat splat(float value) { return vfloat{} + value; }
+inline vfloat splat(float value) { return value - vfloat{}; }  // x - 0 is x, which x + 0 is not: no arithmetic is left
 inline vfloat load(const float* p) { return *reinterpret_cast<const vfloat_unaligned*>(p); }
 inline void store(float* p, vfloat v) { *reinterpret_cast<vfloat_unaligned*>(p) = v; }
 

@@ -1,26 +1,27 @@
 // First-order diagonal recurrence h_t = a_t h_{t-1} + b_t over packed rows, real or complex, in either direction.
 //
 // Channels lie side by side and are independent: a task is a block of channels of one sequence, walked in time with the
-// state in registers. Complex numbers are pairs of neighbouring floats; a block then holds eight of them.
+// state in registers. Complex numbers are pairs of neighbouring floats.
 #include "common.h"
 #include "math.h"
 
 namespace STATESCAN_LEVEL {
 namespace {
 
-typedef int32_t vshuffle __attribute__((vector_size(64)));
-
 // (re, im) pairs: swap their halves, spread either half.
 inline vfloat swap_pairs(vfloat v) {
-    const vshuffle order = {1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14};
+    vint order;
+    for (int i = 0; i < kLanes; ++i) order[i] = i ^ 1;
     return __builtin_shuffle(v, order);
 }
 inline vfloat real_parts(vfloat v) {
-    const vshuffle order = {0, 0, 2, 2, 4, 4, 6, 6, 8, 8, 10, 10, 12, 12, 14, 14};
+    vint order;
+    for (int i = 0; i < kLanes; ++i) order[i] = i & ~1;
     return __builtin_shuffle(v, order);
 }
 inline vfloat imaginary_parts(vfloat v) {
-    const vshuffle order = {1, 1, 3, 3, 5, 5, 7, 7, 9, 9, 11, 11, 13, 13, 15, 15};
+    vint order;
+    for (int i = 0; i < kLanes; ++i) order[i] = i | 1;
     return __builtin_shuffle(v, order);
 }
 inline vfloat conjugate(vfloat v) {

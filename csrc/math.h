@@ -1,4 +1,4 @@
-// Elementary functions on sixteen floats at once, and loads and stores of every element type.
+// Elementary functions on a register of floats at once, and loads and stores of every element type.
 //
 // NaN stays NaN and infinities take their limits, at every instruction set; errors are a few units in the
 // last place (tests/ops/test_selective_scan.py checks them through the operators).
@@ -34,9 +34,9 @@ inline void store_from_float(float* p, vfloat v) {
     store(p, v);
 }
 
-typedef uint32_t vuint __attribute__((vector_size(64)));
-typedef uint16_t vushort __attribute__((vector_size(32)));
-typedef uint16_t vushort_unaligned __attribute__((vector_size(32), aligned(2)));
+typedef uint32_t vuint __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t vushort __attribute__((vector_size(2 * kLanes)));
+typedef uint16_t vushort_unaligned __attribute__((vector_size(2 * kLanes), aligned(2)));
 
 template <>
 inline vfloat load_as_float(const bfloat16* p) {
@@ -66,23 +66,15 @@ inline void store_from_float(float16* p, vfloat v) {
 #elif defined(__F16C__)
 template <>
 inline vfloat load_as_float(const float16* p) {
-    vfloat out;
-    const __m128i* halves = reinterpret_cast<const __m128i*>(p);
-    float* o = reinterpret_cast<float*>(&out);
-    _mm256_storeu_ps(o, _mm256_cvtph_ps(_mm_loadu_si128(halves)));
-    _mm256_storeu_ps(o + 8, _mm256_cvtph_ps(_mm_loadu_si128(halves + 1)));
-    return out;
+    return (vfloat)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
 template <>
 inline void store_from_float(float16* p, vfloat v) {
-    __m128i* halves = reinterpret_cast<__m128i*>(p);
-    const float* values = reinterpret_cast<const float*>(&v);
-    _mm_storeu_si128(halves, _mm256_cvtps_ph(_mm256_loadu_ps(values), _MM_FROUND_TO_NEAREST_INT));
-    _mm_storeu_si128(halves + 1, _mm256_cvtps_ph(_mm256_loadu_ps(values + 8), _MM_FROUND_TO_NEAREST_INT));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
 }
 #endif
 
-// The first `count` of sixteen elements, for widths that are not a multiple of sixteen; the others are zero.
+// The first `count` elements, for widths that are not a multiple of kLanes; the others are zero.
 template <typename T>
 inline vfloat load_some(const T* p, int count) {
     if (count >= kLanes) return load_as_float(p);
@@ -112,6 +104,9 @@ inline void store_some(float* p, vfloat v, int count) {
 #if defined(__AVX512F__)
 inline vfloat minimum(vfloat bound, vfloat v) { return (vfloat)_mm512_maskz_min_ps(kAllLanes, (__m512)bound, (__m512)v); }
 inline vfloat maximum(vfloat bound, vfloat v) { return (vfloat)_mm512_maskz_max_ps(kAllLanes, (__m512)bound, (__m512)v); }
+#elif defined(__AVX2__)
+inline vfloat minimum(vfloat bound, vfloat v) { return (vfloat)_mm256_min_ps((__m256)bound, (__m256)v); }
+inline vfloat maximum(vfloat bound, vfloat v) { return (vfloat)_mm256_max_ps((__m256)bound, (__m256)v); }
 #else
 inline vfloat minimum(vfloat bound, vfloat v) { return bound < v ? bound : v; }
 inline vfloat maximum(vfloat bound, vfloat v) { return bound > v ? bound : v; }
@@ -120,11 +115,12 @@ inline vfloat maximum(vfloat bound, vfloat v) { return bound > v ? bound : v; }
 inline vfloat absolute(vfloat v) { return (vfloat)((vint)v & 0x7fffffff); }
 
 inline float horizontal_sum(vfloat v) {
-    typedef float quarter __attribute__((vector_size(16)));
-    quarter q[4];
-    std::memcpy(q, &v, sizeof v);
-    quarter sum = (q[0] + q[1]) + (q[2] + q[3]);
-    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    typedef float four __attribute__((vector_size(16)));
+    four parts[kLanes / 4];
+    std::memcpy(parts, &v, sizeof v);
+    for (int step = kLanes / 8; step; step /= 2)
+        for (int i = 0; i < step; ++i) parts[i] += parts[i + step];
+    return (parts[0][0] + parts[0][1]) + (parts[0][2] + parts[0][3]);
 }
 
 // p * 2^n for whole n (with AVX-512, for the whole part of n), exact up to the final rounding, down through the subnormals and up to infinity.
@@ -143,6 +139,8 @@ inline vfloat scale_by_power_of_two(vfloat p, vfloat n) {
 inline vfloat nearest(vfloat v) {
 #if defined(__AVX512F__)
     return (vfloat)_mm512_maskz_roundscale_ps(kAllLanes, (__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__AVX2__)
+    return (vfloat)_mm256_round_ps((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
     const vfloat magic = splat(12582912.0f);  // 1.5 * 2^23: the sum has no bits left for a fraction
     vfloat sum = v + magic;
@@ -150,18 +148,28 @@ inline vfloat nearest(vfloat v) {
 #endif
 }
 
+#if defined(__AVX512F__)
+// 2^(i/16) for the last four bits i of v.
+inline vfloat sixteenth_power(vint v) {
+    const vfloat powers{1.0f,        1.04427378f, 1.09050773f, 1.13878863f, 1.18920712f, 1.24185781f,
+                        1.29683955f, 1.35425555f, 1.41421356f, 1.47682615f, 1.54221083f, 1.61049033f,
+                        1.68179283f, 1.75625216f, 1.83400809f, 1.91520656f};
+    return (vfloat)_mm512_maskz_permutexvar_ps(kAllLanes, (__m512i)v, (__m512)powers);
+}
+constexpr float kToSixteenths = 786432.0f;  // 1.5 * 2^19: the last four bits of v + this are the sixteenths of v
+
+inline vfloat nearest_sixteenth(vfloat v) {
+    return (vfloat)_mm512_maskz_roundscale_ps(kAllLanes, (__m512)v, 0x40 | _MM_FROUND_TO_NEAREST_INT);
+}
+#endif
+
 // 2^v, exactly 1 at 0 and unbiased around it: a scan multiplies thousands of these, and a bias would add up.
 #if defined(__AVX512F__)
 // v = whole + i/16 + f: 2^(i/16) from a table in one register, 2^f by a polynomial of degree 3 on [-1/32, 1/32].
 // Two multiplications fewer than without the table, and those are what a scan waits for.
 inline vfloat exp2(vfloat v) {
-    const vfloat powers{1.0f,        1.04427378f, 1.09050773f, 1.13878863f, 1.18920712f, 1.24185781f,
-                        1.29683955f, 1.35425555f, 1.41421356f, 1.47682615f, 1.54221083f, 1.61049033f,
-                        1.68179283f, 1.75625216f, 1.83400809f, 1.91520656f};
-    vint index = (vint)(v + 786432.0f);  // 1.5 * 2^19: the last four bits of the sum are i
-    vfloat table = (vfloat)_mm512_maskz_permutexvar_ps(kAllLanes, (__m512i)index, (__m512)powers);
-    vfloat reduced = (vfloat)_mm512_maskz_roundscale_ps(kAllLanes, (__m512)v, 0x40 | _MM_FROUND_TO_NEAREST_INT);
-    vfloat f = v - reduced;
+    vfloat table = sixteenth_power((vint)(v + kToSixteenths));
+    vfloat reduced = nearest_sixteenth(v), f = v - reduced;
     vfloat p = f * 5.55054100e-2f + 2.40234280e-1f;
     p = p * f + 6.93147181e-1f;
     p = table + (table * f) * p;
@@ -207,8 +215,18 @@ constexpr float kLog2E = 1.44269504088896341f;
 // e^v, reduced by ln 2 in two parts: as exact at -80 as at 0.
 inline vfloat exp(vfloat v) {
     v = maximum(splat(-110.0f), minimum(splat(90.0f), v));
+#if defined(__AVX512F__)
+    vfloat powers_of_two = v * kLog2E, n = nearest_sixteenth(powers_of_two);
+    vfloat table = sixteenth_power((vint)(n + kToSixteenths));
+#else
     vfloat n = nearest(v * kLog2E);
+#endif
     vfloat f = (v - n * 0.693359375f) + n * 2.12194440e-4f;
+#if defined(__AVX512F__)
+    vfloat p = f * 1.66666667e-1f + 0.5f;
+    p = p * f + 1.0f;
+    p = table + (table * f) * p;
+#else
     vfloat p = splat(1.98412698e-4f);
     p = p * f + 1.38888889e-3f;
     p = p * f + 8.33333333e-3f;
@@ -217,6 +235,7 @@ inline vfloat exp(vfloat v) {
     p = p * f + 0.5f;
     p = p * f + 1.0f;
     p = p * f + 1.0f;
+#endif
     return scale_by_power_of_two(p, n);
 }
 
@@ -230,9 +249,8 @@ inline vfloat silu(vfloat v) { return v / (1.0f + exp(-v)); }
 inline vfloat silu_slope(vfloat v, vfloat s) { return s * (1.0f + v * (1.0f - s)); }
 
 // log(1 + e^v) = max(v, 0) + log1p(u), u = e^-|v| in (0, 1]; log1p(u) = 2 artanh(u / (2 + u)), which keeps the
-// relative precision of small results. Its derivative is sigmoid(v).
-inline vfloat softplus(vfloat v) {
-    vfloat u = exp(-absolute(v));
+// relative precision of small results.
+inline vfloat softplus_from(vfloat v, vfloat u) {
     vfloat s = u / (2.0f + u), q = s * s;
     vfloat p = splat(1.40122460e-1f);
     p = p * q + 1.39995670e-1f;
@@ -241,6 +259,14 @@ inline vfloat softplus(vfloat v) {
     p = p * q + 1.0f;
     vfloat positive = v > 0.0f ? v : vfloat{};
     return positive + 2.0f * s * p;
+}
+inline vfloat softplus(vfloat v) { return softplus_from(v, exp(-absolute(v))); }
+
+// softplus and its derivative, the sigmoid.
+inline vfloat softplus(vfloat v, vfloat* slope) {
+    vfloat u = exp(-absolute(v));
+    *slope = (v > 0.0f ? splat(1.0f) : u) / (1.0f + u);
+    return softplus_from(v, u);
 }
 
 }  // namespace STATESCAN_LEVEL

@@ -1,6 +1,6 @@
 // What the selective scan's forward and backward share: real and complex lanes, tiles, the division of work.
 //
-// Sixteen neighbouring channels make a block; a block of 64 positions is a tile. One thread owns a run of blocks
+// As many neighbouring channels as a register has lanes make a block, 64 positions a tile. One thread owns a run of blocks
 // and walks time outside, blocks inside, so that a tile's rows of B and C are read once for all of them.
 #pragma once
 
@@ -8,9 +8,10 @@
 
 namespace STATESCAN_LEVEL {
 
-constexpr int kTile = 64;  // positions a tile, and between saved states (CHECKPOINT_INTERVAL in Python)
+constexpr int kTile = 64;             // positions a tile, and between saved states (CHECKPOINT_INTERVAL in Python)
+constexpr int kStrip = 64 / kLanes;  // the most blocks a strip
 
-// ---- real and complex numbers in sixteen lanes -----------------------------------------------------------------
+// ---- real and complex numbers in lanes -----------------------------------------------------------------
 
 struct complex {
     float re, im;
@@ -56,8 +57,8 @@ struct Lanes<vcomplex> {
 constexpr float kLn2 = 0.69314718055994531f, kTwoPi = 6.28318530717958648f;
 
 // A is kept in units that suit its exponential: powers of two and, for the imaginary part, turns.
-inline float to_powers(float a) { return a * kLog2E; }
-inline complex to_powers(complex a) { return {a.re * kLog2E, a.im * (1.0f / kTwoPi)}; }
+inline vfloat to_powers(vfloat A) { return A * kLog2E; }
+inline vcomplex to_powers(vcomplex A) { return {A.re * kLog2E, A.im * (1.0f / kTwoPi)}; }
 
 // exp(step * A)
 inline vfloat decay(vfloat step, vfloat A) { return exp2(step * A); }
@@ -79,7 +80,7 @@ inline float sum_lanes(vfloat v) { return horizontal_sum(v); }
 inline complex sum_lanes(vcomplex v) { return {horizontal_sum(v.re), horizontal_sum(v.im)}; }
 inline complex operator+(complex a, complex b) { return {a.re + b.re, a.im + b.im}; }
 
-// ---- tiles of any element type ---------------------------------------------------------------------------------
+// ---- tiles of any element type -------------------------------------------------------------------------------
 
 // A matrix of rows whose elements are contiguous and of type `type`.
 struct Rows {
@@ -88,35 +89,64 @@ struct Rows {
     int type;
 };
 
+// A strip: neighbouring blocks over one tile of positions. Rows lie in different pages of memory, so a strip as wide
+// as a few cache lines is read and written at a time; in between it is [block][position].
+struct Strip {
+    int64_t row, channel, own;  // own: the index of its first block among the thread's
+    int rows, width, blocks;    // width in channels
+};
+
+// The cache lines of the strip to come, asked for one position at a time while this one is computed: all at once they
+// would fill the processor's queue of open requests, and wait. `at` is the next strip, `k` the block within it.
+struct Ahead {
+    static constexpr int kMatrices = 8;
+    const char* rows[kMatrices];
+    int64_t strides[kMatrices], limits[kMatrices];
+    int count = 0;
+
+    void add(const void* first, int64_t stride, int64_t limit) {
+        rows[count] = static_cast<const char*>(first);
+        strides[count] = stride;
+        limits[count++] = limit;
+    }
+    void add(Rows m, const Strip& at) {
+        const int64_t size = m.type == kFloat32 ? 4 : 2;
+        if (m.data) add(static_cast<const char*>(m.data) + (at.row * m.stride + at.channel) * size, m.stride * size, at.rows);
+    }
+    void fetch(int t, int k) const {
+        for (int i = 0; i < count; ++i)
+            if (t < limits[i]) __builtin_prefetch(rows[i] + t * strides[i] + k * sizeof(vfloat), 0, 2);
+    }
+};
+
 template <typename T>
-inline void load_tile_as(const T* p, int64_t stride, int rows, int width, vfloat* out) {
-    if (width == kLanes) {
-        for (int r = 0; r < rows; ++r) out[r] = load_as_float(p + r * stride);
-    } else {
-        for (int r = 0; r < rows; ++r) out[r] = load_some(p + r * stride, width);
+inline void load_strip_as(const T* p, int64_t stride, const Strip& at, vfloat* out) {
+    const int full = at.width / kLanes, rest = at.width % kLanes;
+    p += at.row * stride + at.channel;
+    for (int r = 0; r < at.rows; ++r, p += stride) {
+        for (int k = 0; k < full; ++k) out[k * kTile + r] = load_as_float(p + k * kLanes);
+        if (rest) out[full * kTile + r] = load_some(p + full * kLanes, rest);
     }
 }
-inline void load_tile(Rows m, int64_t row, int64_t column, int rows, int width, vfloat* out) {
-    const int64_t at = row * m.stride + column;
-    if (m.type == kFloat32) load_tile_as(static_cast<const float*>(m.data) + at, m.stride, rows, width, out);
-    if (m.type == kBFloat16) load_tile_as(static_cast<const bfloat16*>(m.data) + at, m.stride, rows, width, out);
-    if (m.type == kFloat16) load_tile_as(static_cast<const float16*>(m.data) + at, m.stride, rows, width, out);
+inline void load_strip(Rows m, const Strip& at, vfloat* out) {
+    if (m.type == kFloat32) load_strip_as(static_cast<const float*>(m.data), m.stride, at, out);
+    if (m.type == kBFloat16) load_strip_as(static_cast<const bfloat16*>(m.data), m.stride, at, out);
+    if (m.type == kFloat16) load_strip_as(static_cast<const float16*>(m.data), m.stride, at, out);
 }
 
 template <typename T>
-inline void store_tile_as(T* p, int64_t stride, int rows, int width, const vfloat* in) {
-    if (width == kLanes) {
-        for (int r = 0; r < rows; ++r) store_from_float(p + r * stride, in[r]);
-    } else {
-        for (int r = 0; r < rows; ++r) store_some(p + r * stride, in[r], width);
+inline void store_strip_as(T* p, int64_t stride, const Strip& at, const vfloat* in) {
+    const int full = at.width / kLanes, rest = at.width % kLanes;
+    p += at.row * stride + at.channel;
+    for (int r = 0; r < at.rows; ++r, p += stride) {
+        for (int k = 0; k < full; ++k) store_from_float(p + k * kLanes, in[k * kTile + r]);
+        if (rest) store_some(p + full * kLanes, in[full * kTile + r], rest);
     }
 }
-inline void store_tile(void* p, int type, int64_t stride, int64_t row, int64_t column, int rows, int width,
-                       const vfloat* in) {
-    const int64_t at = row * stride + column;
-    if (type == kFloat32) store_tile_as(static_cast<float*>(p) + at, stride, rows, width, in);
-    if (type == kBFloat16) store_tile_as(static_cast<bfloat16*>(p) + at, stride, rows, width, in);
-    if (type == kFloat16) store_tile_as(static_cast<float16*>(p) + at, stride, rows, width, in);
+inline void store_strip(void* p, int type, int64_t stride, const Strip& at, const vfloat* in) {
+    if (type == kFloat32) store_strip_as(static_cast<float*>(p), stride, at, in);
+    if (type == kBFloat16) store_strip_as(static_cast<bfloat16*>(p), stride, at, in);
+    if (type == kFloat16) store_strip_as(static_cast<float16*>(p), stride, at, in);
 }
 
 // `count` floats a row, packed: the rows of B or C of a tile.
@@ -174,8 +204,16 @@ struct Blocks {
         per_run = (run + kLanes - 1) / kLanes;
     }
     int64_t count() const { return runs * per_run; }
+    // The blocks of the strip that begins at `block`: within one run, and before `last`.
+    int strip(int64_t block, int64_t last) const {
+        return int(std::min({int64_t(kStrip), last - block, per_run - block % per_run}));
+    }
+    // Channels of `blocks` blocks of one run.
+    int width(int64_t block, int blocks) const {
+        return int(std::min<int64_t>(int64_t(blocks) * kLanes, run - block % per_run * kLanes));
+    }
     int64_t channel(int64_t block) const { return block / per_run * run + block % per_run * kLanes; }
-    int width(int64_t block) const { return int(std::min<int64_t>(kLanes, run - block % per_run * kLanes)); }
+    int width(int64_t block) const { return width(block, 1); }
     int64_t group(const Weights& w, int64_t block) const { return w.groups ? block / per_run / (runs / w.groups) : 0; }
 };
 
@@ -212,7 +250,7 @@ struct Arena {
     template <typename T>
     T* take(int64_t count) {
         T* out = base ? reinterpret_cast<T*>(base + used) : nullptr;
-        used += (size_t(count) * sizeof(T) + 63) & ~size_t(63);
+        used += ((size_t(count) * sizeof(T) + 63) & ~size_t(63)) + 64;
         return out;
     }
 };

@@ -82,7 +82,8 @@ class _Call:
         x_rows, delta_rows, z_rows = _matrix(x), _matrix(delta), _matrix(z)
         B_rows, *B_sizes = _weights(B)
         C_rows, *C_sizes = _weights(C)
-        assert x_rows is not None and delta_rows is not None
+        assert x_rows is not None
+        assert delta_rows is not None
         others = [_plain(t) for t in (D, delta_bias, initial_state, resets, offsets)]
         A = A.resolve_conj().contiguous()
         self.keep = (x_rows, delta_rows, z_rows, A, B_rows, C_rows, *others)
@@ -147,8 +148,7 @@ def forward(*args) -> tuple[Tensor, Tensor, Tensor]:
 def backward(grad_y: Tensor | None, grad_last_state: Tensor | None, saved: Tensor, *args) -> list[Tensor | None]:
     """The gradients of the first nine arguments; None where one is absent."""
     *arguments, _ = args
-    x, delta, A, B, C, D, z, delta_bias, initial_state = arguments[:9]
-    offsets = arguments[10]
+    x, A, B, C, initial_state, offsets = (arguments[i] for i in (0, 2, 3, 4, 8, 10))
     if saved.shape != states_shape(x, A, offsets):  # the forward pass ran on another implementation
         saved = forward(*arguments, True)[2]
     gradients = [

@@ -25,11 +25,12 @@ def compressor_bits_per_byte(text: bytes, held_out: bytes, *, name: str) -> floa
     return 8 * extra / len(held_out)
 
 
-def ngram_bits_per_byte(text: bytes, held_out: bytes, *, order: int = 6) -> float:
-    """Bits a byte under an interpolated n-gram model of bytes, counted on `text`.
+def ngram_bits_per_byte(text: bytes, held_out: bytes, *, order: int = 8) -> float:
+    """Bits a byte under an n-gram model of bytes with interpolated, modified Kneser-Ney smoothing, counted on `text`.
 
-    Witten and Bell 1991, method C: a context that was followed by T different bytes in n occurrences gives the shorter
-    context's prediction the weight T / (n + T). The shortest is uniform over 256 bytes.
+    Chen and Goodman 1999, section 4.1: a gram that occurred once, twice, or more often gives up one of three discounts,
+    and what a context's grams gave up weighs the shorter context's prediction. Shorter grams count the different bytes
+    before them, not their occurrences. The shortest prediction is uniform over 256 bytes.
 
     Arguments:
         text: what is counted.
@@ -40,27 +41,39 @@ def ngram_bits_per_byte(text: bytes, held_out: bytes, *, order: int = 6) -> floa
         raise ValueError(f"order: between 1 and 8, got {order}")
     if not text or not held_out:
         raise ValueError("text, held_out: empty text")
+    order = min(order, len(text))
     seen = np.frombuffer(text, dtype=np.uint8).astype(np.uint64)
-    after = np.frombuffer(text[-(order - 1) :] + held_out if order > 1 else held_out, dtype=np.uint8).astype(np.uint64)
-    skip = len(after) - len(held_out)
+    before = text[len(text) - order + 1 :]
+    after = np.frombuffer(before + held_out, dtype=np.uint8).astype(np.uint64)
     probability = np.full(len(held_out), 1 / 256)
     for length in range(order):  # bytes of context
-        grams, contexts = _windows(seen, length + 1), _windows(seen[:-1], length) if length else None
+        grams = _windows(seen, length + 1)
+        if length < order - 1:
+            grams = np.unique(_windows(seen, length + 2)) & np.uint64((1 << 8 * (length + 1)) - 1)
         unique, counts = np.unique(grams, return_counts=True)
-        asked = _windows(after, length + 1)[skip - length :]
+        discounts = _discounts(counts)
+        contexts, number = np.unique(unique >> np.uint64(8) if length else 0 * unique, return_inverse=True)
+        total = np.bincount(number, counts)
+        given_up = np.bincount(number, discounts[np.minimum(counts, 3)])
+        asked = _windows(after, length + 1)[len(before) - length :]
+        context = asked >> np.uint64(8) if length else 0 * asked
         count = _look_up(unique, counts, asked)
-        if contexts is None:
-            total, kinds = np.float64(len(seen)), np.float64(len(unique))
-        else:
-            parents, totals = np.unique(contexts, return_counts=True)
-            first, kinds_of = np.unique(unique >> np.uint64(8), return_counts=True)
-            context = asked >> np.uint64(8)
-            total, kinds = _look_up(parents, totals, context), _look_up(first, kinds_of, context)
-        weight = total + kinds
-        known = weight > 0
-        mixed = (count + kinds * probability) / np.where(known, weight, 1)
-        probability = np.where(known, mixed, probability)
+        occurred, weight = _look_up(contexts, total, context), _look_up(contexts, given_up, context)
+        kept = count - discounts[np.minimum(count, 3).astype(int)]
+        mixed = (kept + weight * probability) / np.where(occurred > 0, occurred, 1)
+        probability = np.where(occurred > 0, mixed, probability)
     return float(-np.log2(probability).mean())
+
+
+def _discounts(counts: np.ndarray) -> np.ndarray:
+    """What grams that occurred 0, 1, 2, and 3 or more times give up; 1/2 where too few occurred seldom to tell."""
+    once, twice, thrice, four_times = (int((counts == n).sum()) for n in (1, 2, 3, 4))
+    if not (once and twice and thrice):
+        return np.array([0, 0.5, 0.5, 0.5])
+    share = once / (once + 2 * twice)
+    told = [1 - 2 * share * twice / once, 2 - 3 * share * thrice / twice, 3 - 4 * share * four_times / thrice]
+    # Never all of a count, so that no gram that was seen loses its own evidence.
+    return np.array([0, *np.clip(told, 0.05, [0.95, 1.95, 2.95])])
 
 
 def _windows(values: np.ndarray, length: int) -> np.ndarray:

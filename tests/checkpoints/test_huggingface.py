@@ -1,12 +1,14 @@
 """Against `transformers`, with random weights: the same logits, the same greedy text, and the way back without loss."""
 
-import json
+import shutil
 
 import pytest
 import torch
 
 import statescan
 from statescan import checkpoints
+from statescan.checkpoints._layouts import read_config, same_model
+from tests.checkpoints._folders import edit_config, same_weights
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (extra: hf)")
 
@@ -125,27 +127,60 @@ def test_the_way_back_loses_nothing(published, tmp_path):
     assert type(back) is type(model)
 
 
-def test_our_own_layout_loses_nothing(published, tmp_path):
-    first = statescan.load(published[1])
-    first.save(tmp_path / "own")
-    second = statescan.load(tmp_path / "own")
-    assert first.config == second.config
-    for name, tensor in first.state_dict().items():
-        assert torch.equal(tensor, second.state_dict()[name]), name
-    assert checkpoints.detect(tmp_path / "own") == "statescan"
+# Which file it came from, and how it is computed.
+_NO_MEANING = {"_name_or_path", "transformers_version", "dtype", "chunk_size", "mamba_chunk_size"}
 
 
-def test_older_spellings_are_read(published):
+def test_conversion_through_our_layout_keeps_the_config(published, tmp_path):
     model, folder = published
-    config = json.loads((folder / "config.json").read_text())
-    kinds = config.get("layers_block_type") or config.get("layer_types")
-    if not kinds:
-        assert "layers_block_type" not in config
-        return
-    older = {"linear_attention": "mamba", "full_attention": "attention"}
-    config["layers_block_type"] = [older.get(kind, kind) for kind in kinds]
-    config.pop("layer_types", None)
-    config.pop("attn_layer_indices", None)
-    from statescan.checkpoints._layouts import build
+    checkpoints.convert(folder, tmp_path / "ours", layout="statescan")
+    checkpoints.convert(tmp_path / "ours", tmp_path / "back", layout="huggingface")
+    back = transformers.AutoConfig.from_pretrained(tmp_path / "back").to_dict()
+    wanted = transformers.AutoConfig.from_pretrained(folder).to_dict()
+    assert {
+        key: (wanted.get(key), back.get(key)) for key in wanted if wanted[key] != back.get(key)
+    }.keys() <= _NO_MEANING
+    loaded = [statescan.load(place) for place in (folder, tmp_path / "ours", tmp_path / "back")]
+    assert loaded[0].config == loaded[1].config == loaded[2].config
+    assert same_weights(loaded[0], loaded[1]) and same_weights(loaded[0], loaded[2])
 
-    assert build(config, config["model_type"]).config == statescan.load(folder).config
+
+def test_half_precision_is_kept_by_a_conversion(published, tmp_path):
+    model, folder = published
+    half = type(model)(model.config).bfloat16()
+    half.save_pretrained(tmp_path / "half")
+    checkpoints.convert(tmp_path / "half", tmp_path / "ours", layout="statescan")
+    checkpoints.convert(tmp_path / "ours", tmp_path / "back", layout="huggingface")
+    back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back").state_dict()
+    for name, tensor in half.state_dict().items():
+        assert back[name].dtype == torch.bfloat16 and torch.equal(back[name], tensor), name
+
+
+def test_older_spellings_are_read(published, tmp_path):
+    """Configs of transformers 4, and sizes that were left out because they had their default, or by mistake."""
+    model, folder = published
+    changes = {
+        "mamba": dict(intermediate_size=None, ssm_cfg={}, rms_norm=True, d_model=32, n_layer=3),
+        "falcon_mamba": dict(intermediate_size=None, time_step_rank="auto", use_falcon_mambapy=False),
+        "mamba2": dict(time_step_limit=[0.0, float("inf")], rms_norm=True, num_heads=None, state_size=None),
+        "bamba": dict(rope_parameters=None, rope_theta=10000.0, mamba_d_head="auto"),
+        "zamba2": dict(
+            rope_parameters=None,
+            rope_theta=10000,
+            layers_block_type=["mamba", "hybrid", "mamba", "hybrid", "hybrid"],
+            vocab_size=None,
+            adapter_rank=None,
+        ),
+    }[model.config.model_type]
+    for file in folder.iterdir():
+        shutil.copy(file, tmp_path)
+    edit_config(tmp_path, tie_word_embeddings=None, **changes)
+    assert same_model(statescan.load(tmp_path).config, statescan.load(folder).config)
+
+
+@pytest.mark.parametrize("field", ["layers_block_type", "layer_types"])
+@pytest.mark.parametrize("kinds", [["mamba", "attention", "mamba"], ["linear_attention", "full_attention"] * 2])
+def test_layers_are_named_in_older_and_newer_words(field, kinds):
+    config = CONFIGS["bamba"]().to_dict() | {"attn_layer_indices": None, "num_hidden_layers": len(kinds), field: kinds}
+    _, ours = read_config("bamba", config, "here")
+    assert ours.attention_layers == ((1,) if len(kinds) == 3 else (1, 3))

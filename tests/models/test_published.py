@@ -133,7 +133,7 @@ def test_nan_is_refused() -> None:
     model = build("mamba")
     tensors = published(model)
     tensors["backbone.norm_f.weight"] = tensors["backbone.norm_f.weight"] * float("nan")
-    with pytest.raises(ValueError, match=r"NaN or infinity in norm\.weight"):
+    with pytest.raises(ValueError, match=r"NaN or infinity in backbone\.norm_f\.weight"):
         load_published(model, tensors)
 
 

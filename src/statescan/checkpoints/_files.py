@@ -1,14 +1,13 @@
-"""Tensors in files: safetensors, whole or in shards, and pickles without code. Writes are all or nothing."""
+"""Tensors in files: safetensors, whole or in shards, and pickles without code."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pickle
-import shutil
-import tempfile
-from collections.abc import Iterator
+import re
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,13 @@ INDEX = "model.safetensors.index.json"
 PICKLE = "pytorch_model.bin"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 _NAMES = (WEIGHTS, INDEX, PICKLE, PICKLE_INDEX)
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_SHARD = re.compile(r"(model|pytorch_model)-\d+-of-\d+\.(safetensors|bin)")
+
+
+def holds_weights(name: str) -> bool:
+    """Whether a file of this name is (part of) the weights of a checkpoint's folder."""
+    return name in _NAMES or _SHARD.fullmatch(name) is not None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -39,29 +45,28 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_tensors(path: str | os.PathLike[str]) -> Tensors:
     """All tensors of a checkpoint: a weights file, an index of shards, or a folder that holds one of them.
 
+    Files are mapped into memory: a tensor is read from the disk when it is first used.
+
     Raises:
         FileNotFoundError: nothing is there, or shards are missing; says which.
         ValueError: a file is cut short, is no weights file, or is a pickle with code in it.
     """
     path = Path(path)
     if path.is_dir():
-        found = [path / name for name in _NAMES if (path / name).exists()]
+        found = [path / name for name in _NAMES if (path / name).is_file()]
         if not found:
-            partial = sorted(p.name for p in path.glob("*.incomplete")) + sorted(p.name for p in path.glob("*.part"))
-            hint = f"; {', '.join(partial)} is an interrupted download: fetch it again" if partial else ""
-            raise FileNotFoundError(f"checkpoint: {str(path)!r} holds none of {', '.join(_NAMES)}{hint}")
+            raise FileNotFoundError(f"checkpoint: {str(path)!r} holds none of {', '.join(_NAMES)}{_interrupted(path)}")
         path = found[0]
-    if not path.exists():
+    if not path.is_file():
         raise FileNotFoundError(f"checkpoint: no file {str(path)!r}")
     if path.name.endswith(".index.json"):
         return _read_shards(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
+    if path.suffix in _PICKLES:
         return _read_pickle(path)
-    raise ValueError(
-        f"checkpoint: {str(path)!r} has no known ending; known: .safetensors, .bin, .pt, .pth, .ckpt, .index.json"
-    )
+    known = ", ".join((".safetensors", *_PICKLES, ".index.json"))
+    raise ValueError(f"checkpoint: {str(path)!r} has no known ending; known: {known}")
 
 
 def _read_safetensors(path: Path) -> Tensors:
@@ -70,15 +75,14 @@ def _read_safetensors(path: Path) -> Tensors:
     try:
         return load_file(str(path))
     except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"checkpoint: {str(path)!r} ({path.stat().st_size:,} bytes) is no whole safetensors file ({error}); "
-            "was its download interrupted?"
-        ) from None
+        raise ValueError(_cut_short(path, "safetensors", error)) from None
 
 
 def _read_pickle(path: Path) -> Tensors:
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols; what is refused is said below
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
@@ -86,10 +90,7 @@ def _read_pickle(path: Path) -> Tensors:
             f"({reason}); ask its authors for safetensors"
         ) from None
     except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(
-            f"checkpoint: {str(path)!r} ({path.stat().st_size:,} bytes) is no whole weights file ({error}); was its "
-            "download interrupted?"
-        ) from None
+        raise ValueError(_cut_short(path, "weights", error)) from None
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
@@ -97,16 +98,26 @@ def _read_pickle(path: Path) -> Tensors:
     return dict(found)
 
 
+def _cut_short(path: Path, kind: str, error: Exception) -> str:
+    return (
+        f"checkpoint: {str(path)!r} ({path.stat().st_size:,} bytes) is no whole {kind} file ({error}); was its download "
+        "interrupted? Fetch it again"
+    )
+
+
 def _read_shards(path: Path) -> Tensors:
     table = read_json(path).get("weight_map")
-    if not isinstance(table, dict):
-        raise ValueError(f"checkpoint: {str(path)!r} has no weight_map")
+    if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
+        raise ValueError(f"checkpoint: {str(path)!r} has no weight_map from tensors to files")
     shards = sorted(set(table.values()))
+    outside = [name for name in shards if Path(name).name != name]
+    if outside:
+        raise ValueError(f"checkpoint: {str(path)!r} names files outside its folder: {', '.join(outside)}")
     missing = [name for name in shards if not (path.parent / name).is_file()]
     if missing:
         raise FileNotFoundError(
-            f"checkpoint: {str(path.parent)!r} lacks {len(missing)} of {len(shards)} shards: {', '.join(missing)}; "
-            "was its download interrupted? Fetch it again"
+            f"checkpoint: {str(path.parent)!r} lacks {len(missing)} of {len(shards)} shards: {', '.join(missing)}"
+            f"{_interrupted(path.parent) or '; was its download interrupted? Fetch it again'}"
         )
     tensors: Tensors = {}
     for name in shards:
@@ -114,8 +125,22 @@ def _read_shards(path: Path) -> Tensors:
         tensors.update(_read_safetensors(shard) if shard.suffix == ".safetensors" else _read_pickle(shard))
     absent = [name for name in table if name not in tensors]
     if absent:
-        raise ValueError(f"checkpoint: {str(path)!r} lists tensors that no shard holds: {', '.join(absent[:10])}")
+        raise ValueError(f"checkpoint: {str(path)!r} lists tensors that no shard holds: {', '.join(absent)}")
     return {name: tensors[name] for name in table} | {n: t for n, t in tensors.items() if n not in table}
+
+
+def _interrupted(folder: Path) -> str:
+    """What an interrupted download left behind, and what to do."""
+    places = [folder, folder / ".cache" / "huggingface" / "download"]
+    hub_id = "ID"
+    if folder.parent.name == "snapshots":  # the hub's cache: models--OWNER--NAME/snapshots/REVISION beside blobs
+        places.append(folder.parent.parent / "blobs")
+        hub_id = folder.parent.parent.name.removeprefix("models--").replace("--", "/")
+    left = [file for place in places for ending in ("incomplete", "part") for file in place.glob(f"*.{ending}")]
+    if not left:
+        return ""
+    some = ", ".join(sorted(file.name for file in left)[:4]) + (", …" if len(left) > 4 else "")
+    return f"; its download was interrupted (there is {some}): fetch it again, with `hf download {hub_id}`"
 
 
 def write_tensors(tensors: Tensors, folder: Path, *, max_shard_bytes: int | None = None) -> None:
@@ -128,7 +153,7 @@ def write_tensors(tensors: Tensors, folder: Path, *, max_shard_bytes: int | None
     unique: Tensors = {}
     seen: set[tuple[Any, ...]] = set()
     for name, tensor in tensors.items():
-        key = (tensor.data_ptr(), tensor.storage_offset(), tensor.shape)
+        key = (tensor.device, tensor.data_ptr(), tensor.shape)
         if tensor.numel() and key in seen:
             continue
         seen.add(key)
@@ -154,51 +179,17 @@ def write_tensors(tensors: Tensors, folder: Path, *, max_shard_bytes: int | None
     write_json({"metadata": {"total_size": total}, "weight_map": table}, folder / INDEX)
 
 
+def write_pickle(tensors: Tensors, folder: Path) -> None:
+    """Write tensors into a folder as the state-spaces project does: pytorch_model.bin."""
+    try:
+        with (folder / PICKLE).open("wb") as file:
+            torch.save({name: tensor.detach().cpu() for name, tensor in tensors.items()}, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # what torch makes of a full disk
+            raise error.__context__ from None
+        raise
+
+
 def write_json(value: dict[str, Any], path: Path) -> None:
     """Write a JSON object; infinities become the strings that `float` reads."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-@contextlib.contextmanager
-def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A folder to write into that takes its name only when all is written; what stood there before is kept till then.
-
-    Raises:
-        ValueError: the place cannot be written, or the disk is full; nothing there has changed.
-    """
-    target = Path(path)
-    if target.exists() and not target.is_dir():
-        raise ValueError(f"path: {str(target)!r} is a file; give a folder")
-    temporary = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Inside a folder that is there already: it may be another file system than its parent.
-        temporary = Path(tempfile.mkdtemp(dir=target if target.exists() else target.parent, prefix=f".{target.name}."))
-        temporary.chmod(0o755)
-        yield temporary
-        for file in temporary.iterdir():
-            file.chmod(0o644)  # the safetensors library makes files that only their owner can read
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-        if target.exists():
-            # Files are replaced one by one, weights before the config that names them; others in the folder stay.
-            for file in sorted(temporary.iterdir(), key=lambda file: file.name == "config.json"):
-                os.replace(file, target / file.name)
-            _drop_other_layouts(target, {file.name for file in target.iterdir()})
-        else:
-            os.replace(temporary, target)
-            temporary = None
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"path: cannot write {str(target)!r}: {reason}; what was there is unchanged") from None
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _drop_other_layouts(folder: Path, names: set[str]) -> None:
-    """After a checkpoint was overwritten by one of another number of shards, only the new one is to be found."""
-    newest = max((folder / n for n in (WEIGHTS, INDEX) if n in names), key=lambda p: p.stat().st_mtime_ns, default=None)
-    if newest is None or not {WEIGHTS, INDEX} <= names:
-        return
-    (folder / (INDEX if newest.name == WEIGHTS else WEIGHTS)).unlink()

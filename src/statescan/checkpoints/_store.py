@@ -5,17 +5,27 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from statescan import __version__, models
-from statescan.checkpoints._files import Tensors, new_folder, read_json, read_tensors, write_json, write_tensors
-from statescan.checkpoints._layouts import LAYOUTS, build, identify
+from statescan.checkpoints._files import Tensors, read_json, read_tensors, write_json, write_pickle, write_tensors
+from statescan.checkpoints._folder import CONFIG, TOKENIZER_FILES, new_folder
+from statescan.checkpoints._hub import is_hub_id, locate
+from statescan.checkpoints._layouts import LAYOUTS, identify, read_config, same_model, write_config
+from statescan.checkpoints._sizes import reconcile
 
-CONFIG = "config.json"
 _SHARD_BYTES = 4 << 30
+#: Fields of a published config that say which tokens begin, end and pad a text: they travel through every layout.
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+#: What lies beside a model and belongs to it.
+_BESIDE = (*TOKENIZER_FILES, "generation_config.json", "special_tokens_map.json", "chat_template.jinja")
+#: Parameters of the recurrence: rounded to half precision, they change the timescales of a model.
+_WIDE = ("A_log", "D", "delta_bias")
 
 
 def save(
@@ -32,20 +42,24 @@ def save(
         model: one of ours.
         path: the folder; a checkpoint that is there is replaced when all is written.
         layout: ``statescan``, ``state-spaces`` (pytorch_model.bin under the published names), or ``huggingface``.
-        tokenizer: saved beside it if it has a file.
+        tokenizer: saved beside it; None leaves one that lies there.
 
     Raises:
         ValueError: an unknown layout, or one that the model has no form in; a place that cannot be written.
     """
     config, tensors = _export(model, layout)
     with new_folder(path) as folder:
-        if layout == "state-spaces":
-            torch.save(tensors, folder / "pytorch_model.bin")
-        else:
-            write_tensors(tensors, folder, max_shard_bytes=max_shard_bytes)
+        _write(config, tensors, folder, layout, max_shard_bytes)
         if tokenizer is not None:
             tokenizer.save(folder)
-        write_json(config, folder / CONFIG)
+
+
+def _write(config: dict[str, Any], tensors: Tensors, folder: Path, layout: str, max_shard_bytes: int) -> None:
+    if layout == "state-spaces":
+        write_pickle(tensors, folder)
+    else:
+        write_tensors(tensors, folder, max_shard_bytes=max_shard_bytes)
+    write_json(config, folder / CONFIG)
 
 
 def _export(model: Any, layout: str) -> tuple[dict[str, Any], Tensors]:
@@ -54,35 +68,20 @@ def _export(model: Any, layout: str) -> tuple[dict[str, Any], Tensors]:
     if layout == "statescan":
         fields = _encode(dataclasses.asdict(config))
         return {"statescan": __version__, "family": family, "config": fields}, state
-    published = models.family(family).to_published(state, config)
     if layout == "state-spaces":
         if family not in ("mamba", "mamba2"):
             raise ValueError(f"layout: {family} has no state-spaces form; known for mamba and mamba2")
-        return LAYOUTS["state-spaces"].write(config), published
+        return write_config("state-spaces", config), models.family(family).to_published(state, config)
     if layout == "huggingface":
         if family not in LAYOUTS:
             raise ValueError(f"layout: {family} has no Hugging Face form; known for {', '.join(list(LAYOUTS)[1:])}")
-        _check_expressible(family, config)
+        written = write_config(family, config)
+        published = models.family(family).to_published(state, config)
         renamed = {
             name.replace("backbone.embedding.", "backbone.embeddings."): tensor for name, tensor in published.items()
         }
-        return LAYOUTS[family].write(config) | {"torch_dtype": _dtype_name(model)}, renamed
+        return written | {"torch_dtype": _dtype_name(model)}, renamed
     raise ValueError(f"layout: unknown {layout!r}; known: statescan, state-spaces, huggingface")
-
-
-def _check_expressible(family: str, config: Any) -> None:
-    """Hugging Face's classes take fewer options than ours."""
-    fixed: dict[str, Any] = {}
-    if family in ("mamba", "falcon_mamba", "mamba2"):
-        fixed = {"attention_layers": (), "mlp_dim": 0, "norm": "rms"}
-    if family == "mamba":
-        fixed |= {"inner_norm": None, "selective": True}
-    if family in ("mamba2", "bamba", "zamba2"):
-        fixed |= {"ssm_dim": None, "D_per_channel": False, "gated_norm": True, "norm_before_gate": False}
-        fixed |= {"learned_initial_state": False}
-    for name, value in fixed.items():
-        if getattr(config, name) != value:
-            raise ValueError(f"layout: Hugging Face's {family} cannot express {name}={getattr(config, name)!r}")
 
 
 def _dtype_name(model: Any) -> str:
@@ -92,7 +91,7 @@ def _dtype_name(model: Any) -> str:
 def load(
     path: str | os.PathLike[str],
     *,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
@@ -101,57 +100,122 @@ def load(
 
     Arguments:
         path: a folder with config.json and weights, or ``owner/name``.
-        dtype: of the weights; None: as the model's class has them (float32).
+        dtype: of the weights: None is float32; ``"auto"`` as they are in the file; a half-precision type leaves A_log, D
+            and delta_bias in float32, which decide the timescales.
         device: where to put them.
-        revision, local_files_only: for hub ids.
+        revision, local_files_only: for hub ids; see `locate`.
 
     Returns:
-        the model, in evaluation mode.
+        the model, in evaluation mode. Weights are copied out of the file one by one: memory for one copy is enough.
 
     Raises:
         FileNotFoundError: nothing there, or parts are missing; says what.
-        ValueError: a damaged file, an unknown layout, tensors that do not fit the config (each named).
+        ValueError: a damaged file, an unknown layout, a config that contradicts the tensors (its fields are named),
+            tensors that do not fit the config (each named).
     """
+    chosen = _check_dtype(dtype)
     folder = locate(path, revision=revision, local_files_only=local_files_only)
     layout, config = _describe(folder)
-    if layout == "statescan":
+    tensors = read_tensors(folder)
+    family, ours = _our_config(layout, config, tensors, folder)
+    try:
         with torch.device("meta"):
-            model = models.build_model(config["family"], _decode(config["config"]))
-    else:
-        with torch.device("meta"):
-            model = build(config, layout)
-    model.to_empty(device="cpu")
-    _reset_buffers(model)
-    _retie(model)
-    load_weights(model, folder)
-    model.eval()
-    return model.to(device=device, dtype=dtype)
+            model = models.build_model(family, ours)
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise ValueError(f"checkpoint: config.json of {str(folder)!r} describes no model: {error}") from None
+    translated = _translate(model, tensors)
+    _allocate(model, translated, chosen, torch.device(device or "cpu"))
+    models.fill_tensors(model, translated)
+    return model.eval()
 
 
-def _retie(model: Any) -> None:
-    if getattr(model.config, "tie_embeddings", False):
-        model.head.weight = model.embedding.weight
+def _our_config(layout: str, config: dict[str, Any], tensors: Tensors, folder: Path) -> tuple[str, Any]:
+    if layout != "statescan":
+        return read_config(layout, reconcile(layout, config, tensors, str(folder)), str(folder))
+    fields, family = config.get("config"), config.get("family")
+    if not isinstance(fields, dict) or not isinstance(family, str):
+        raise ValueError(f"checkpoint: config.json of {str(folder)!r} lacks 'family' or 'config'")
+    try:
+        return family, models.build_config(models.family(family).config, _decode(fields), name=family)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"checkpoint: config.json of {str(folder)!r}, written by statescan {config['statescan']}: {error}"
+        ) from None
 
 
-def _reset_buffers(model: Any) -> None:
-    for module in model.modules():
-        if hasattr(module, "reset_buffers"):
-            module.reset_buffers()
+def _check_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """The dtype to load as; None is the file's own."""
+    known = {None: torch.float32, "auto": None}
+    known |= {
+        str(kind).removeprefix("torch."): kind for kind in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+    }
+    if isinstance(dtype, torch.dtype):
+        dtype = str(dtype).removeprefix("torch.")
+    if dtype not in known:
+        raise ValueError(f"dtype: unknown {dtype!r}; known: {', '.join(name for name in known if name)}")
+    return known[dtype]
+
+
+def _translate(model: Any, tensors: Tensors) -> Tensors:
+    """Tensors of a file under our names, whichever names they have there, every one accounted for."""
+    if set(model.state_dict()) & set(tensors):
+        models.check_tensors(model, tensors)
+        return tensors
+    return models.translate_published(model, tensors)
+
+
+def _allocate(model: Any, tensors: Tensors, dtype: torch.dtype | None, device: torch.device) -> None:
+    """Memory for a model on the meta device: `dtype`, or what `tensors` have. Shared parameters stay shared."""
+    kinds = {name: tensor.dtype for name, tensor in tensors.items()}
+    made: dict[int, Tensor] = {}
+    entries = [
+        (module, table, leaf, f"{path}.{leaf}" if path else leaf, entry)
+        for path, module in model.named_modules()
+        for table in (module._parameters, module._buffers)
+        for leaf, entry in table.items()
+        if entry is not None
+    ]
+    for *_, name, entry in entries:  # of the names of one tensor, the one in the file decides
+        if name in kinds and id(entry) not in made:
+            kind = entry.dtype if not entry.is_floating_point() else dtype or kinds[name]
+            if name.rpartition(".")[2] in _WIDE:
+                kind = torch.promote_types(kind, torch.float32) if dtype is not None else kind
+            empty = torch.empty(entry.shape, dtype=kind, device=device)
+            made[id(entry)] = nn.Parameter(empty, entry.requires_grad) if isinstance(entry, nn.Parameter) else empty
+    for _, table, leaf, _, entry in entries:
+        table[leaf] = made[id(entry)]
 
 
 def load_weights(model: Any, path: str | os.PathLike[str]) -> None:
-    """Fill a model from a weights file or a checkpoint's folder, under our names or published ones, strictly.
+    """Fill a model from a weights file, a checkpoint's folder or the hub, under our names or published ones, strictly.
 
     Raises:
         ValueError: every tensor that is missing, unexpected or of another shape, or holds NaN, is named; where the config
             beside the file tells, so is the variant that would fit.
     """
-    tensors = read_tensors(path)
-    own = set(model.state_dict())
-    if own & set(tensors):
-        models.load_tensors(model, tensors)
-    else:
-        models.load_published(model, tensors)
+    place = Path(path)
+    if not place.is_file() and (place.is_dir() or is_hub_id(os.fspath(path))):
+        place = locate(path)
+    tensors = read_tensors(place)
+    try:
+        translated = _translate(model, tensors)
+    except ValueError as error:
+        raise ValueError(f"{error}{_variant_beside(place, tensors)}") from None
+    models.fill_tensors(model, translated)
+
+
+def _variant_beside(place: Path, tensors: Tensors) -> str:
+    """What the config beside weights describes, as advice; nothing where it tells nothing."""
+    folder = place if place.is_dir() else place.parent
+    try:
+        layout, config = _describe(folder)
+        family, ours = _our_config(layout, config, tensors, folder)
+    except (ValueError, OSError):
+        return ""
+    names = [name for name in models.list_models() if same_model(models.model_info(name).config, ours)]
+    if names:
+        return f". The config beside it is that of {names[0]!r}"
+    return f". The config beside it is that of a {family} model; statescan.load({str(folder)!r}) builds it"
 
 
 def detect(path: str | os.PathLike[str]) -> str:
@@ -160,58 +224,38 @@ def detect(path: str | os.PathLike[str]) -> str:
 
 
 def convert(
-    source: str | os.PathLike[str], target: str | os.PathLike[str], *, layout: str, max_shard_bytes: int = _SHARD_BYTES
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    layout: str,
+    dtype: torch.dtype | str | None = "auto",
+    max_shard_bytes: int = _SHARD_BYTES,
 ) -> str:
-    """Load a checkpoint of any layout and save it in another; its tokenizer goes with it. Gives the source's layout."""
-    from statescan.checkpoints._tokenizer import load_tokenizer
+    """Load a checkpoint of any layout and save it in another. Gives the source's layout.
 
+    What lies beside the weights goes with them: its tokenizer, the settings of generation.
+    """
     folder = locate(source)
     if Path(target).exists() and Path(target).resolve() == folder.resolve():
         raise ValueError(f"target: {str(target)!r} is the source; give another folder")
-    model = load(folder)
-    save(model, target, layout=layout, tokenizer=load_tokenizer(folder), max_shard_bytes=max_shard_bytes)
-    return detect(folder)
-
-
-def locate(path: str | os.PathLike[str], *, revision: str | None = None, local_files_only: bool = False) -> Path:
-    """The folder of a checkpoint: a folder itself, the model of a training run's folder, or what the hub has.
-
-    The arguments and errors are those of `load`.
-    """
-    folder = Path(path)
-    if folder.is_dir():
-        trained = folder / "model"
-        return trained if (trained / CONFIG).is_file() and not (folder / CONFIG).is_file() else folder
-    if folder.is_file():
-        raise ValueError(
-            f"path: {str(path)!r} is a file; give the folder that holds it and config.json, or "
-            "create_model(name, checkpoint=file)"
-        )
-    name = os.fspath(path)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise FileNotFoundError(f"path: no folder {name!r}, and it is no hub id of the form owner/name")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                local_files_only=local_files_only,
-                allow_patterns=["*.json", "*.safetensors", "*.bin"],
-            )
-        )
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise FileNotFoundError(
-            f"path: no folder {name!r}, and the hub gave nothing under this id ({type(error).__name__}: {reason})"
-        ) from None
+    found, given = _describe(folder)
+    config, tensors = _export(load(folder, dtype=dtype), layout)
+    carried = {name: given[name] for name in _TOKENS if name in given}
+    with new_folder(target) as fresh:
+        _write(config | carried, tensors, fresh, layout, max_shard_bytes)
+        for name in _BESIDE:
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, fresh / name)
+    return found
 
 
 def _describe(folder: Path) -> tuple[str, dict[str, Any]]:
     path = folder / CONFIG
     if not path.is_file():
-        raise FileNotFoundError(f"checkpoint: {str(folder)!r} has no config.json; is it the folder of a model?")
+        raise FileNotFoundError(
+            f"checkpoint: {str(folder)!r} has no config.json; is it the folder of a model? Weights alone are read by "
+            "create_model(name, checkpoint=path)"
+        )
     config = read_json(path)
     return identify(config, str(folder)), config
 

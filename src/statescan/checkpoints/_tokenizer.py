@@ -2,36 +2,53 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from statescan.checkpoints._files import read_json
+from statescan.checkpoints._files import read_json, write_json
+from statescan.checkpoints._folder import BYTES, CONFIG, TOKENIZER, TOKENIZER_SETTINGS
+from statescan.checkpoints._hub import is_hub_id, locate_tokenizer
 
-_FILE = "tokenizer.json"
-#: Beside it in Hugging Face's folders; names the special tokens.
-_SETTINGS = "tokenizer_config.json"
+#: What tokenizers are kept in that the `tokenizers` library does not read.
+_OTHER_FILES = ("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "merges.txt", "tekken.json")
+#: A model that embeds more tokens than this is not one of bytes, with however many special tokens.
+_MANY = 1024
 
 
 class ByteTokenizer:
-    """Text as its UTF-8 bytes: 256 tokens, no training, no unknown words."""
+    """Text as its UTF-8 bytes: 256 tokens, no training, no unknown words.
 
-    vocab_size = 256
-    #: The token that ends a text: bytes have none.
-    end_of_text: int | None = None
+    Arguments:
+        specials: names of further tokens, from 256 on. Text is never read as one of them. The first ends a text.
+    """
+
+    def __init__(self, specials: Sequence[str] = ()):
+        self.specials = tuple(specials)
+        self.vocab_size = 256 + len(self.specials)
+        #: The token that ends a text, where there is one.
+        self.end_of_text: int | None = 256 if self.specials else None
 
     def encode(self, text: str) -> list[int]:
         """Bytes of a text."""
         return list(text.encode("utf-8"))
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of bytes; what is no character becomes U+FFFD."""
-        return bytes(tokens).decode("utf-8", errors="replace")
+        """Text of bytes; special tokens as their names; what is no character, and no token, becomes U+FFFD."""
+        pieces = []
+        for plain, run in itertools.groupby(tokens, lambda token: token < 256):
+            if plain:
+                pieces.append(bytes(run).decode("utf-8", errors="replace"))
+            else:
+                pieces += [self.specials[t - 256] if t < self.vocab_size else "\ufffd" for t in run]
+        return "".join(pieces)
 
     def save(self, folder: Path) -> None:
-        """Nothing to write: a checkpoint without a tokenizer file is read as bytes."""
+        """Write what says that a checkpoint's tokens are bytes."""
+        write_json({"tokens": "bytes", "specials": list(self.specials)}, folder / BYTES)
 
 
 class FileTokenizer:
@@ -64,36 +81,61 @@ class FileTokenizer:
 
     def save(self, folder: Path) -> None:
         """Copy the file, and the settings beside it, into a checkpoint's folder."""
-        if self.path.resolve() == (folder / _FILE).resolve():
+        if self.path.resolve() == (folder / TOKENIZER).resolve():
             return
-        shutil.copyfile(self.path, folder / _FILE)
-        if self.path.with_name(_SETTINGS).is_file():
-            shutil.copyfile(self.path.with_name(_SETTINGS), folder / _SETTINGS)
+        shutil.copyfile(self.path, folder / TOKENIZER)
+        if self.path.with_name(TOKENIZER_SETTINGS).is_file():
+            shutil.copyfile(self.path.with_name(TOKENIZER_SETTINGS), folder / TOKENIZER_SETTINGS)
 
     def _special_token(self, name: str) -> int | None:
-        settings = self.path.with_name(_SETTINGS)
+        settings = self.path.with_name(TOKENIZER_SETTINGS)
         named = read_json(settings).get(name) if settings.is_file() else None
         text = named.get("content") if isinstance(named, dict) else named
         return None if text is None else self._tokenizer.token_to_id(text)
 
 
 def load_tokenizer(path: str | os.PathLike[str] = "bytes") -> ByteTokenizer | FileTokenizer:
-    """A tokenizer by file, by the folder of a checkpoint that holds one, or ``bytes``.
+    """A tokenizer by file, by the folder of a checkpoint that holds one, by its hub id, or ``bytes``.
 
-    A folder without a tokenizer.json is a checkpoint of bytes.
+    A folder that holds none is taken for one of bytes, unless its model embeds far more tokens than there are bytes.
 
     Raises:
         FileNotFoundError: no such file or folder.
-        ValueError: the file is no tokenizer.
+        ValueError: the file is no tokenizer, or the folder's cannot be read.
     """
-    if os.fspath(path) == "bytes":
+    name = os.fspath(path)
+    if name == "bytes":
         return ByteTokenizer()
     found = Path(path)
+    if not found.exists() and is_hub_id(name):
+        found = locate_tokenizer(name)
     if found.is_dir():
-        return FileTokenizer(found / _FILE) if (found / _FILE).is_file() else ByteTokenizer()
+        return _of_folder(found)
     if not found.is_file():
         raise FileNotFoundError(f"tokenizer: no file or folder {str(found)!r}; for bytes say 'bytes'")
     return FileTokenizer(found)
+
+
+def _of_folder(folder: Path) -> ByteTokenizer | FileTokenizer:
+    if (folder / TOKENIZER).is_file():
+        return FileTokenizer(folder / TOKENIZER)
+    if (folder / BYTES).is_file():
+        return ByteTokenizer(read_json(folder / BYTES).get("specials", ()))
+    others = [name for name in _OTHER_FILES if (folder / name).is_file()]
+    if others:
+        raise ValueError(
+            f"tokenizer: {str(folder)!r} holds {', '.join(others)}, but no {TOKENIZER}, which alone is read; give the "
+            "tokenizer by file, folder or hub id"
+        )
+    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    fields = config["config"] if isinstance(config.get("config"), dict) else config
+    tokens = fields.get("vocab_size", 0)
+    if isinstance(tokens, int) and tokens > _MANY:
+        raise ValueError(
+            f"tokenizer: {str(folder)!r} holds none, and its model embeds {tokens:,} tokens, which are not bytes; give the "
+            "one it was trained with by file, folder or hub id (models of the Pile: EleutherAI/gpt-neox-20b)"
+        )
+    return ByteTokenizer()
 
 
 def check_tokenizer(tokenizer: Any, model: Any) -> None:

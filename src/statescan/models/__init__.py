@@ -1,7 +1,13 @@
 """Models by name. Importing this room imports no model: each is found through the manifest and imported on use."""
 
 from statescan.models._model import Model, build_config
-from statescan.models._published import load_published, load_tensors
+from statescan.models._published import (
+    check_tensors,
+    fill_tensors,
+    load_published,
+    load_tensors,
+    translate_published,
+)
 from statescan.models._registry import (
     Family,
     ModelInfo,
@@ -21,12 +27,15 @@ __all__ = [
     "System",
     "build_config",
     "build_model",
+    "check_tensors",
     "config_dict",
     "create_model",
     "family",
+    "fill_tensors",
     "list_models",
     "load_published",
     "load_tensors",
     "model_info",
     "systems",
+    "translate_published",
 ]

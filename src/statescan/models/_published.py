@@ -83,6 +83,14 @@ def load_published(model: Model, tensors: Tensors, *, constants: Sequence[str] =
     Raises:
         ValueError: names every tensor that is missing, unexpected, of another shape, or not finite.
     """
+    fill_tensors(model, translate_published(model, tensors, constants=constants))
+
+
+def translate_published(model: Model, tensors: Tensors, *, constants: Sequence[str] = ()) -> Tensors:
+    """A published state dict under our names, every tensor accounted for; see `load_published`.
+
+    The model itself is only looked at and may be on the meta device.
+    """
     found = family(model.family)
     own = _own_tensors(model)
     meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in own.items()}
@@ -109,11 +117,18 @@ def load_published(model: Model, tensors: Tensors, *, constants: Sequence[str] =
                 missing = [source for source in known if source not in given]
                 problems.append(f"missing: {' or '.join(dict.fromkeys(missing))}")
     _refuse(model, problems)
-    load_tensors(model, translated)
+    _refuse_broken(fitting)
+    return translated
 
 
 def load_tensors(model: Model, tensors: Tensors) -> None:
     """Fill a model from tensors under our names, strictly; see `load_published`."""
+    check_tensors(model, tensors)
+    fill_tensors(model, tensors)
+
+
+def check_tensors(model: Model, tensors: Tensors) -> None:
+    """Refuse tensors under our names that do not fit the model; see `load_published`."""
     own = _own_tensors(model)
     problems = [f"unexpected: {name}" for name in tensors if name not in own]
     problems += [
@@ -125,12 +140,21 @@ def load_tensors(model: Model, tensors: Tensors) -> None:
         f"missing: {' or '.join(names)}" for names in _groups(own) if not any(name in tensors for name in names)
     ]
     _refuse(model, problems)
-    broken = [n for n, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
-    if broken:
-        raise ValueError(f"checkpoint: NaN or infinity in {', '.join(broken)}; the file is damaged")
+    _refuse_broken(tensors)
+
+
+def fill_tensors(model: Model, tensors: Tensors) -> None:
+    """Copy tensors that were checked into a model."""
+    own = _own_tensors(model)
     with torch.no_grad():
         for name, tensor in tensors.items():
             own[name].copy_(tensor)
+
+
+def _refuse_broken(tensors: Tensors) -> None:
+    broken = [n for n, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
+    if broken:
+        raise ValueError(f"checkpoint: NaN or infinity in {', '.join(broken)}; the file is damaged")
 
 
 def _own_tensors(model: Model) -> Tensors:

@@ -26,11 +26,14 @@ class ByteTokenizer:
         specials: names of further tokens, from 256 on. Text is never read as one of them. The first ends a text.
     """
 
+    vocab_size: int = 256
+    #: The token that ends a text, where there is one.
+    end_of_text: int | None = None
+
     def __init__(self, specials: Sequence[str] = ()):
         self.specials = tuple(specials)
-        self.vocab_size = 256 + len(self.specials)
-        #: The token that ends a text, where there is one.
-        self.end_of_text: int | None = 256 if self.specials else None
+        if self.specials:
+            self.vocab_size, self.end_of_text = 256 + len(self.specials), 256
 
     def encode(self, text: str) -> list[int]:
         """Bytes of a text."""
@@ -43,7 +46,7 @@ class ByteTokenizer:
             if plain:
                 pieces.append(bytes(run).decode("utf-8", errors="replace"))
             else:
-                pieces += [self.specials[t - 256] if t < self.vocab_size else "\ufffd" for t in run]
+                pieces += [self.specials[t - 256] if t - 256 < len(self.specials) else "\ufffd" for t in run]
         return "".join(pieces)
 
     def save(self, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 
 import pytest
 import torch
@@ -35,6 +36,7 @@ def test_induction_is_learnt_and_training_stops(tmp_path):
     with (tmp_path / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert int(rows[-1]["step"]) == result.steps
+    assert train_synthetic(dataclasses.replace(settings, resume=True)).steps == result.steps
     model = statescan.load(result.model)
     task = synthetic_task("induction_heads", {"length": 8, "vocab_size": 6})
     assert accuracy(model, task) > 0.8

@@ -83,6 +83,8 @@ class Recorder(Callback):
         if trainer.is_global_zero:
             self.folder.metrics.keep_until(trainer.global_step)
             self.folder.speed.keep_until(trainer.global_step)
+        # A run that had learnt enough does not go on.
+        trainer.should_stop = bool(self.validation) and self.enough(self.validation)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Once a step is whole, record it."""

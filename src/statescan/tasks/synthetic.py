@@ -1,6 +1,6 @@
 """Training on the synthetic tasks: what can a model copy, recall, select?
 
-Examples are drawn afresh for every batch. The recipes were found on two CPU cores, for a Mamba of 2 layers of 64
+Examples are drawn afresh for every batch. The defaults are a recipe found on two CPU cores, for a Mamba of 2 layers of 64
 channels: it learns selective copying and induction heads at length 256 in minutes; the same layers with constant step
 sizes, B and C (``--set selective=False``) do not (see docs/synthetics.md).
 """
@@ -40,11 +40,15 @@ class SyntheticTraining(TrainingSettings):
     #: Learn from random lengths up to the task's, where the task can be had shorter; validation is at its length.
     vary_length: bool = True
     #: Optimiser steps, at most.
-    steps: int = 20_000
+    steps: int = 10_000
     #: Sequences of a batch, on each device.
-    batch_size: int = 32
+    batch_size: int = 16
     #: Highest learning rate.
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
+    #: Learning rate at the end, as a fraction of the highest.
+    final_learning_rate: float = 0.02
+    #: Steps of linear warm-up; a cosine follows.
+    warmup: int = 300
     #: Weight decay of matrices.
     weight_decay: float = 0.0
     #: Steps between lines of metrics.

@@ -378,7 +378,7 @@ def _triton_accepts(*args: Any) -> str | None:
 
 
 OPERATOR.implementations += [
-    Implementation("cpu", _cpu_accepts, cpu_selective_scan.forward, cpu_selective_scan.backward),
     triton_implementation("selective_scan", _triton_accepts),
+    Implementation("cpu", _cpu_accepts, cpu_selective_scan.forward, cpu_selective_scan.backward),
     Implementation("reference", lambda *args: None, _reference_forward, _reference_backward),
 ]

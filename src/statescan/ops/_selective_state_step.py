@@ -242,8 +242,8 @@ def _reference(*args: Any) -> tuple[Tensor, Tensor]:
 
 
 def _triton_accepts(*args: Any) -> str | None:
-    state, x = args[:2]
-    return triton_accepts(x) if state.numel() else "state is empty"
+    x, A = args[1], args[3]
+    return triton_accepts(x) if A.numel() else "A is empty"
 
 
 def _cpu_accepts(*args: Any) -> str | None:

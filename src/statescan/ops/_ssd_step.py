@@ -173,7 +173,7 @@ def _gradient(grad_y: Tensor | None, grad_state: Tensor | None, *args: Any) -> l
 
 
 def _triton_accepts(state: Tensor, x: Tensor, *args: Any) -> str | None:
-    return triton_accepts(x) if state.numel() else "state is empty"
+    return triton_accepts(x) if state.shape[3] else "the state is empty"
 
 
 OPERATOR.implementations += [

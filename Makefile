@@ -57,7 +57,7 @@ types: install  ## types of the package
 check: lint types test  ## what CI runs
 
 docs: install  ## build the documentation into site/
-	$(RUN) -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 native:  ## build the CPU kernels in place, for work on csrc/
 	cmake -S . -B $(NATIVE_BUILD) -G Ninja

@@ -1,0 +1,57 @@
+"""Write the parts of README.md and of these pages that are made from the code: `python docs/generate.py`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from statescan import inspect, models
+
+ROOT = Path(__file__).parents[1]
+
+
+def systems_table(folder: str) -> str:
+    """The table of systems; links lead to pages in `folder`."""
+    lines = ["| system | paper | verified |", "|---|---|---|"]
+    for system in models.systems():
+        verified = "; ".join(system.verified)
+        lines.append(f"| [`{system.slug}`]({folder}{system.slug}.md) | {system.paper} | {verified} |")
+    return "\n".join(lines)
+
+
+def models_table(*families: str) -> str:
+    """Named models of these families."""
+    lines = ["| model | dim | depth | parameters |", "|---|---:|---:|---:|"]
+    named = [models.model_info(name) for name in models.list_models()]
+    rows = [(inspect.count_parameters(info.name), info) for info in named if info.family in families]
+    for parameters, info in sorted(rows, key=lambda row: (families.index(row[1].family), row[0])):
+        lines.append(f"| `{info.name}` | {info.config.dim} | {info.config.depth} | {parameters:,} |")
+    return "\n".join(lines)
+
+
+def pages() -> dict[Path, str]:
+    """Pages with parts made from the code, as they should be."""
+    parts = {
+        "README.md": {"systems": systems_table("docs/systems/")},
+        "docs/systems/index.md": {"systems": systems_table("")},
+        "docs/systems/mamba.md": {"models": models_table("mamba", "falcon_mamba")},
+        "docs/systems/mamba2.md": {"models": models_table("mamba2", "bamba", "zamba2")},
+    }
+    made = {}
+    for name, texts in parts.items():
+        page = (ROOT / name).read_text(encoding="utf-8")
+        for mark, text in texts.items():
+            pattern = rf"<!-- {mark} -->\n.*?<!-- /{mark} -->"
+            page, found = re.subn(
+                pattern, lambda _, m=mark, t=text: f"<!-- {m} -->\n{t}\n<!-- /{m} -->", page, flags=re.DOTALL
+            )
+            if found != 1:
+                raise ValueError(f"{name}: expected one <!-- {mark} --> … <!-- /{mark} -->, found {found}")
+        made[ROOT / name] = page
+    return made
+
+
+if __name__ == "__main__":
+    for path, page in pages().items():
+        path.write_text(page, encoding="utf-8")
+        print(path.relative_to(ROOT))

@@ -31,7 +31,7 @@ _SYSTEMS = (
             "outputs and gradients of the published code",
             "exact parameter counts",
             "published and Hugging Face checkpoints both ways",
-            "selective copying and induction heads learned",
+            "induction heads learned",
         ),
     ),
     System(

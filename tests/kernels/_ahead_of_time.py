@@ -1,13 +1,14 @@
 """Compile every Triton kernel that some calls launch, for a GPU that need not be there.
 
-Run as a program, not in Triton's interpreter: ``python -m tests.kernels._ahead_of_time [OPERATOR...]``. The calls are
-made with launches recorded instead of run, and each distinct one is compiled to machine code for compute capability
-9.0. Prints a line a kernel: its registers' worth of trouble is for the reader, a failure to compile is an error.
+Run as a program, not in Triton's interpreter: ``python -m tests.kernels._ahead_of_time [--every]``. Operators are called
+with launches recorded instead of run, and each distinct launch is compiled to machine code for compute capability 9.0.
+Prints a line a kernel; a kernel that does not compile, or wants more shared memory than small GPUs have, is a failure.
 """
 
 from __future__ import annotations
 
 import inspect
+import sys
 
 import torch
 import triton
@@ -25,6 +26,8 @@ POINTERS = {
     torch.uint8: "*u8",
     torch.bool: "*i1",
 }
+#: What a block may have on the smallest of the current GPUs (compute capability 8.6 and 8.9).
+SHARED_MEMORY = 99 * 1024
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 
 
@@ -74,3 +77,184 @@ def compile_all(launches: list) -> list[tuple[str, object]]:
         if key not in compiled:
             compiled[key] = triton.compile(program, target=TARGET, options=options)
     return [(key[0], binary) for key, binary in compiled.items()]
+
+
+def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype)
+
+
+def call_selective_scan(
+    dtype: torch.dtype,
+    kind: torch.dtype,
+    *,
+    resets: bool,
+    packed: bool,
+    serial: bool,
+    channels: int = 1536,
+    states: int = 16,
+) -> None:
+    from statescan.kernels.triton import selective_scan as kernels
+
+    kernels.SERIAL_FROM = 0 if serial else 1 << 30
+    batch, length = 1 if packed else 2, 128
+    offsets = torch.tensor([0, 5, 128]) if packed else None
+    wide = torch.float32
+    weights = (batch, length, 1, states) if not resets else (channels, states)
+    row = dtype if not kind.is_complex and len(weights) == 4 else kind
+    args = (
+        empty(batch, length, channels, dtype=dtype),
+        empty(batch, length, channels, dtype=dtype),
+        empty(channels, states, dtype=kind),
+        empty(*weights, dtype=row),
+        empty(*weights, dtype=row),
+        empty(channels, dtype=wide),
+        empty(batch, length, channels, dtype=dtype),
+        empty(channels, dtype=wide),
+        empty(2, channels, states, dtype=kind),
+        torch.zeros(batch, length, dtype=torch.bool) if resets else None,
+        offsets,
+        True,
+        True,
+    )
+    y, last, states_kept = kernels.forward(*args)
+    kernels.backward(y, last, states_kept, *args)
+
+
+def call_ssd(
+    dtype: torch.dtype,
+    *,
+    head_dim: int,
+    chunk_size: int,
+    resets: bool,
+    packed: bool,
+    heads: int = 24,
+    states: int = 128,
+) -> None:
+    from statescan.kernels.triton import ssd as kernels
+
+    batch, length = 1 if packed else 2, 256
+    wide = torch.float32
+    args = (
+        empty(batch, length, heads, head_dim, dtype=dtype),
+        empty(batch, length, heads, dtype=wide),
+        empty(heads, dtype=wide),
+        empty(batch, length, 1, states, dtype=dtype),
+        empty(batch, length, 1, states, dtype=dtype),
+        empty(heads, head_dim, dtype=wide) if packed else empty(heads, dtype=wide),
+        empty(2, heads, head_dim, states, dtype=wide),
+        torch.zeros(batch, length, dtype=torch.bool) if resets else None,
+        torch.tensor([0, 5, 256]) if packed else None,
+        chunk_size,
+    )
+    y, last = kernels.forward(*args)
+    kernels.backward(y, last, *args)
+
+
+def call_causal_conv1d(dtype: torch.dtype, *, resets: bool, packed: bool, channels: int = 1536, width: int = 4) -> None:
+    from statescan.kernels.triton import causal_conv1d as kernels
+
+    batch, length = 1 if packed else 2, 128
+    args = (
+        empty(batch, length, channels, dtype=dtype),
+        empty(channels, width, dtype=dtype),
+        empty(channels, dtype=dtype),
+        empty(2, max(1, width - 1), channels, dtype=dtype),
+        torch.zeros(batch, length, dtype=torch.bool) if resets else None,
+        torch.tensor([0, 5, 128]) if packed else None,
+        not packed,
+    )
+    (y,) = kernels.forward(*args)
+    kernels.backward(y, *args)
+
+
+def call_linear_scan(kind: torch.dtype, *, resets: bool, packed: bool, serial: bool, channels: int = 1024) -> None:
+    from statescan.kernels.triton import linear_scan as kernels
+
+    kernels.SERIAL_FROM = 0 if serial else 1 << 30
+    batch, length = 1 if packed else 2, 512
+    args = (
+        empty(channels, dtype=kind) if packed else empty(batch, length, channels, dtype=kind),
+        empty(batch, length, channels, dtype=kind),
+        empty(2, channels, dtype=kind),
+        torch.zeros(batch, length, dtype=torch.bool) if resets else None,
+        torch.tensor([0, 5, 512]) if packed else None,
+        resets,
+    )
+    h, last = kernels.forward(*args)
+    kernels.backward(h, last, *args)
+
+
+def call_gated_rms_norm(dtype: torch.dtype, *, group_size: int, norm_before_gate: bool) -> None:
+    from statescan.kernels.triton import gated_rms_norm as kernels
+
+    x, gate = (empty(4, 64, 4096, dtype=dtype) for _ in range(2))
+    args = (x, empty(4096, dtype=torch.float32), gate, 1e-5, group_size, norm_before_gate)
+    kernels.backward(kernels.forward(*args)[0], *args)
+
+
+def call_steps(dtype: torch.dtype, kind: torch.dtype) -> None:
+    from statescan.kernels.triton import selective_state_step, ssd_step
+
+    wide, row = torch.float32, kind if kind.is_complex else dtype
+    x, z = (empty(8, 1536, dtype=dtype) for _ in range(2))
+    vectors = [empty(1536, dtype=wide) for _ in range(2)]
+    state, A = empty(8, 1536, 16, dtype=kind), empty(1536, 16, dtype=kind)
+    B, C = (empty(8, 1, 16, dtype=row) for _ in range(2))
+    selective_state_step.forward(state, x, x, A, B, C, vectors[0], z, vectors[1], True)
+    if not kind.is_complex:
+        x, z = (empty(8, 24, 64, dtype=dtype) for _ in range(2))
+        B, C = (empty(8, 1, 128, dtype=dtype) for _ in range(2))
+        A, delta, state = empty(24, dtype=wide), empty(8, 24, dtype=wide), empty(8, 24, 64, 128, dtype=wide)
+        ssd_step.forward(state, x, delta, A, B, C, A, z)
+
+
+def calls(every: bool) -> None:
+    """What is compiled: each kernel once or twice, or in every type and with every option."""
+    bfloat16, float32, complex64 = torch.bfloat16, torch.float32, torch.complex64
+    call_selective_scan(bfloat16, float32, resets=False, packed=False, serial=False)
+    call_ssd(bfloat16, head_dim=64, chunk_size=64, resets=True, packed=False)
+    call_causal_conv1d(bfloat16, resets=False, packed=False)
+    call_linear_scan(float32, resets=False, packed=False, serial=False)
+    call_linear_scan(complex64, resets=False, packed=True, serial=True)
+    call_gated_rms_norm(bfloat16, group_size=4096, norm_before_gate=False)
+    call_steps(bfloat16, float32)
+    if not every:
+        return
+    for dtype in (float32, torch.float16):
+        call_selective_scan(dtype, float32, resets=True, packed=False, serial=True)
+        call_selective_scan(dtype, float32, resets=False, packed=True, serial=True)
+        call_selective_scan(dtype, complex64, resets=False, packed=True, serial=False)
+        call_selective_scan(dtype, complex64, resets=True, packed=False, serial=True)
+        call_ssd(dtype, head_dim=64, chunk_size=256, resets=False, packed=True)
+        call_ssd(dtype, head_dim=128, chunk_size=256, resets=False, packed=False)
+        call_ssd(dtype, head_dim=16, chunk_size=16, resets=False, packed=False)
+        call_causal_conv1d(dtype, resets=True, packed=False)
+        call_causal_conv1d(dtype, resets=False, packed=True)
+        call_gated_rms_norm(dtype, group_size=64, norm_before_gate=True)
+        call_steps(dtype, complex64)
+    # Triton compiles a size of 1 as a constant, which takes other ways through the compiler.
+    ones = {"resets": True, "packed": False}
+    call_ssd(float32, head_dim=1, chunk_size=64, heads=1, states=1, **ones)
+    call_causal_conv1d(float32, channels=1, width=1, **ones)
+    for kind in (float32, complex64):
+        for serial in (False, True):
+            call_selective_scan(float32, kind, channels=1, states=1, serial=serial, **ones)
+            call_linear_scan(kind, channels=1, serial=serial, **ones)
+        call_linear_scan(kind, resets=True, packed=False, serial=True)
+        call_linear_scan(kind, resets=False, packed=True, serial=False)
+
+
+def main() -> None:
+    launches = record()
+    calls(every="--every" in sys.argv[1:])
+    failures = 0
+    for name, binary in compile_all(launches):
+        shared, cubin = binary.metadata.shared, len(binary.asm["cubin"])
+        fits = shared <= SHARED_MEMORY
+        failures += not fits
+        print(f"{name}: {cubin} bytes of machine code, {shared} bytes of shared memory{'' if fits else ': too many'}")
+    raise SystemExit(failures > 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -322,7 +322,11 @@ def weight_gradients(
     of_C = matmul(pairs.to(b.dtype), b, of_C, PRECISION)
     b = load_tile(C + group * stride_C_group, row, stride_C, t, n, count, states)
     of_B = matmul(tl.trans(pairs.to(b.dtype)), b, of_B, PRECISION)
-    place = part * stride_part + (row * groups + group) * states + (t[:, None] * (groups * states) + n[None, :])
+    place = (
+        part.to(tl.int64) * stride_part
+        + (row * groups + group) * states
+        + (t[:, None] * (groups * states) + n[None, :])
+    )
     mask = (t < count)[:, None] & (n < states)[None, :]
     tl.store(grad_B + place, of_B, mask=mask)
     tl.store(grad_C + place, of_C, mask=mask)

@@ -153,7 +153,8 @@ def unpack(
     place = partial + base + (n[None, :] * CHUNK + t[:, None])
     mask = (t < count)[:, None] & (n < states)[None, :]
     total = tl.zeros((CHUNK, BLOCK), tl.float32)
-    for block in range(blocks):
-        total += tl.load(place + block * stride_block, mask=mask, other=0.0)
+    for _ in range(blocks):
+        total += tl.load(place, mask=mask, other=0.0)
+        place += stride_block
     target = weights + (row * groups + group) * states + (t[:, None] * (groups * states) + n[None, :])
     tl.store(target, total.to(weights.dtype.element_ty), mask=mask)

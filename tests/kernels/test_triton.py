@@ -1,0 +1,285 @@
+"""Triton kernels against the float64 references: values and every gradient, for the options of every operator.
+
+The interpreter takes milliseconds for what a GPU does in none, so here sizes are the least that reach every branch:
+more than one chunk, tile and block, and lengths that fill none of them. On a GPU all cases of the operators' own
+tests run too, and large ones.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from statescan import ops
+from tests.ops import test_causal_conv1d as conv
+from tests.ops import test_gated_rms_norm as norm
+from tests.ops import test_linear_scan as linear
+from tests.ops import test_selective_scan as scan
+from tests.ops import test_selective_state_step as scan_step
+from tests.ops import test_ssd as ssd
+from tests.ops._cases import FLOAT32, HALF, check_against_reference, random
+
+MODULES = {
+    "selective_scan": scan,
+    "ssd": ssd,
+    "causal_conv1d": conv,
+    "linear_scan": linear,
+    "gated_rms_norm": norm,
+}
+
+#: What half precision stores; parameters and states stay float32.
+NARROW = {
+    "selective_scan": ("x", "delta", "z", "B", "C"),
+    "ssd": ("x", "z", "B", "C"),
+    "causal_conv1d": ("x", "weight", "bias", "initial_state"),
+    "gated_rms_norm": ("x", "weight", "gate"),
+}
+
+
+def offsets(*values):
+    return torch.tensor(values)
+
+
+#: operator, case: options of the `arguments` of the operator's test module.
+CASES = {
+    ("selective_scan", "every option"): dict(states=3),
+    ("selective_scan", "without softplus"): dict(batch=1, extras=False, delta_softplus=False),
+    ("selective_scan", "groups"): dict(batch=1, B="group", C="group", channels=18),
+    ("selective_scan", "constant B"): dict(batch=1, B="constant", C="group"),
+    ("selective_scan", "constant C"): dict(batch=1, C="constant"),
+    ("selective_scan", "chunks"): dict(length=70, channels=3, states=2),
+    ("selective_scan", "chunks, resets"): dict(
+        length=70, channels=2, states=2, resets=scan.marks(2, 70, (0, 0), (0, 5), (0, 63), (1, 64), (1, 69))
+    ),
+    ("selective_scan", "chunks, packed"): dict(
+        batch=1, length=140, channels=2, states=1, offsets=offsets(0, 64, 64, 130, 140)
+    ),
+    ("selective_scan", "complex"): dict(batch=1, length=70, channels=3, states=2, complex_valued=True),
+    ("selective_scan", "complex, resets"): dict(
+        batch=1,
+        length=70,
+        channels=2,
+        states=2,
+        complex_valued=True,
+        B="group",
+        groups=2,
+        resets=scan.marks(1, 70, (0, 3), (0, 66)),
+    ),
+    ("selective_scan", "complex, constant"): dict(
+        batch=1, complex_valued=True, B="constant", C="constant", offsets=offsets(0, 7, 7, 19)
+    ),
+    ("selective_scan", "length 1"): dict(length=1),
+    ("selective_scan", "length 0"): dict(length=0),
+    ("selective_scan", "batch 0"): dict(batch=0),
+    ("ssd", "every option"): dict(length=37, chunk_size=16),
+    ("ssd", "one group"): dict(batch=1, groups=1, chunk_size=16, D="channel", state_dim=33),
+    ("ssd", "wide heads"): dict(batch=1, length=20, heads=1, groups=1, head_dim=70, chunk_size=32),
+    ("ssd", "resets"): dict(
+        length=37, chunk_size=16, resets=ssd.marks(2, 37, (0, 0), (0, 5), (0, 16), (1, 31), (1, 36))
+    ),
+    ("ssd", "packed"): dict(batch=1, length=40, chunk_size=16, offsets=offsets(0, 16, 16, 35, 40)),
+    ("ssd", "plain"): dict(batch=1, extras=False, D=None),
+    ("ssd", "length 1"): dict(length=1),
+    ("ssd", "length 0"): dict(length=0),
+    ("ssd", "batch 0"): dict(batch=0),
+    ("causal_conv1d", "silu"): dict(activation="silu", channels=19),
+    ("causal_conv1d", "state"): dict(state=5, activation="silu"),
+    ("causal_conv1d", "wide"): dict(width=8, state=7, length=5, bias=False),
+    ("causal_conv1d", "resets"): conv.CASES["resets"],
+    ("causal_conv1d", "packed"): conv.CASES["packed"],
+    ("causal_conv1d", "width 1"): dict(width=1, state=0),
+    ("causal_conv1d", "length 1"): dict(length=1, state=3),
+    ("causal_conv1d", "length 0"): dict(length=0, state=3),
+    ("causal_conv1d", "batch 0"): dict(batch=0),
+    ("linear_scan", "chunks"): dict(length=70, channels=19),
+    ("linear_scan", "chunks, constant, reverse"): dict(length=70, constant=True, reverse=True),
+    ("linear_scan", "chunks, resets, reverse"): dict(
+        length=70, channels=3, reverse=True, resets=linear.marks(2, 70, (0, 0), (0, 31), (0, 32), (1, 69))
+    ),
+    ("linear_scan", "packed"): dict(batch=1, length=70, offsets=offsets(0, 32, 32, 69, 70)),
+    ("linear_scan", "packed, reverse"): dict(
+        batch=1, length=70, constant=True, reverse=True, offsets=offsets(0, 1, 40, 70)
+    ),
+    ("linear_scan", "complex"): dict(batch=1, length=40, complex_valued=True, reverse=True),
+    ("linear_scan", "complex, resets"): dict(
+        batch=1, length=40, constant=True, complex_valued=True, resets=linear.marks(1, 40, (0, 2), (0, 33))
+    ),
+    ("linear_scan", "length 1"): dict(length=1, state=False),
+    ("linear_scan", "length 0"): dict(length=0),
+    ("linear_scan", "batch 0"): dict(batch=0),
+} | {("gated_rms_norm", case): made for case, made in norm.CASES.items()}
+
+#: For a GPU only: what takes the interpreter too long.
+LARGE = {
+    ("selective_scan", "large, long"): dict(batch=3, length=1000, channels=200, states=16),
+    ("selective_scan", "large, many sequences"): dict(batch=600, length=67, channels=64, states=4),
+    ("selective_scan", "large, many groups"): dict(
+        batch=2, length=130, channels=768, states=16, B="group", C="group", groups=4
+    ),
+    ("selective_scan", "large, packed"): dict(
+        batch=1, length=1000, channels=70, offsets=offsets(0, 1, 64, 64, 500, 501, 1000)
+    ),
+    ("selective_scan", "large, complex"): dict(batch=2, length=500, channels=100, states=16, complex_valued=True),
+    ("ssd", "large, mamba-2"): dict(batch=2, length=300, heads=8, head_dim=64, groups=1, state_dim=128, chunk_size=256),
+    ("ssd", "large, wide heads"): dict(batch=1, length=200, heads=4, head_dim=128, groups=2, state_dim=64, D="channel"),
+    ("ssd", "large, packed"): dict(
+        batch=1, length=700, heads=4, head_dim=64, offsets=offsets(0, 64, 64, 500, 501, 700)
+    ),
+    ("causal_conv1d", "large, wide"): dict(batch=4, length=1000, channels=1536, state=3, activation="silu"),
+    ("linear_scan", "large, long"): dict(batch=2, length=3000, channels=100),
+    ("linear_scan", "large, complex"): dict(batch=2, length=1000, channels=100, complex_valued=True, reverse=True),
+    ("gated_rms_norm", "large, wide"): norm.arguments(500, 5120),
+    ("gated_rms_norm", "large, groups"): norm.arguments(500, 4096, group_size=512),
+}
+
+
+def made(operator, case):
+    options = (CASES | LARGE)[operator, case]
+    return options if operator == "gated_rms_norm" else MODULES[operator].arguments(**options)
+
+
+def check(operator, device, given, **options):
+    """Arguments and outputs travel to the device and back inside the function, so that gradients come back too."""
+    function = getattr(ops, operator)
+
+    def travel(**given):
+        result = function(**{n: v.to(device) if isinstance(v, torch.Tensor) else v for n, v in given.items()})
+        return tuple(r.cpu() for r in result) if isinstance(result, tuple) else result.cpu()
+
+    check_against_reference(travel, getattr(ops, f"{operator}_reference"), given, **options)
+
+
+@pytest.mark.parametrize(("operator", "case"), CASES)
+def test_agrees_with_the_reference(operator, case, device):
+    check(operator, device, made(operator, case))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", ["cuda"], indirect=True)
+@pytest.mark.parametrize(("operator", "case"), LARGE)
+def test_large_sizes(operator, case, device):
+    check(operator, device, made(operator, case))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", ["cuda"], indirect=True)
+@pytest.mark.parametrize(
+    ("operator", "case"), [(n, c) for n, m in MODULES.items() if n != "gated_rms_norm" for c in m.CASES]
+)
+def test_cases_of_the_operators_own_tests(operator, case, device):
+    module = MODULES[operator]
+    check(operator, device, module.arguments(**module.CASES[case]))
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize(
+    ("operator", "case"),
+    [
+        ("selective_scan", "groups"),
+        ("ssd", "one group"),
+        ("causal_conv1d", "silu"),
+        ("gated_rms_norm", "gate first"),
+    ],
+)
+def test_half_precision(operator, case, dtype, device):
+    check(operator, device, made(operator, case), dtype=dtype, narrow=NARROW[operator], tolerance=2 * HALF[dtype])
+
+
+@pytest.mark.parametrize("case", ["chunks", "chunks, resets", "chunks, packed", "complex"])
+def test_walking_whole_sequences_gives_what_chunks_side_by_side_give(case, device, monkeypatch):
+    from statescan.kernels.triton import selective_scan as kernels
+
+    monkeypatch.setattr(kernels, "SERIAL_FROM", 0)
+    check("selective_scan", device, made("selective_scan", case))
+
+
+@pytest.mark.parametrize("case", ["chunks", "chunks, resets, reverse", "packed", "complex"])
+def test_walking_whole_sequences_of_a_linear_scan(case, device, monkeypatch):
+    from statescan.kernels.triton import linear_scan as kernels
+
+    monkeypatch.setattr(kernels, "SERIAL_FROM", 0)
+    check("linear_scan", device, made("linear_scan", case))
+
+
+@pytest.mark.parametrize("options", [*scan_step.CASES.values(), dict(complex_valued=True, groups=2)], ids=str)
+def test_step_of_the_scan(options, device):
+    check("selective_state_step", device, scan_step.arguments(**options))
+
+
+@pytest.mark.parametrize("D", [None, "head", "channel"])
+def test_step_of_ssd(D, device):
+    given = ssd.arguments(length=1, D=D, extras=True)
+    given = {n: v[:, 0] if n in ("x", "delta", "B", "C", "z") else v for n, v in given.items()}
+    given["state"] = given.pop("initial_state")
+    del given["return_last_state"]
+    check("ssd_step", device, given)
+
+
+@pytest.mark.parametrize("operator", ["selective_scan", "causal_conv1d", "ssd"])
+def test_strided_input(operator, device):
+    given = MODULES[operator].arguments(batch=2, length=20)
+    whole = {n: v for n, v in given.items() if n in ("x", "z", "delta", "B", "C")}
+    for name, value in whole.items():  # slices of a wider tensor, as of a projection, and one with time innermost
+        wide = torch.cat([random(*value.shape, seed=20), value], dim=-1)
+        given[name] = wide[..., value.shape[-1] :] if name != "delta" else value.mT.contiguous().mT
+        assert not given[name].is_contiguous()
+    check(operator, device, given)
+
+
+def test_gradients_repeat_to_the_bit(device):
+    given = made("selective_scan", "chunks")
+    given = {n: v.float().to(device) if isinstance(v, torch.Tensor) else v for n, v in given.items()}
+
+    def gradients():
+        leaves = {n: v.detach().requires_grad_() for n, v in given.items() if isinstance(v, torch.Tensor)}
+        y, last = ops.selective_scan(**{**given, **leaves})
+        return torch.autograd.grad(y.square().sum() + last.square().sum(), list(leaves.values()))
+
+    for one, two in zip(gradients(), gradients(), strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("operator", ["selective_scan", "linear_scan"])
+def test_nan_stays_in_its_sequence(operator, device):
+    given = MODULES[operator].arguments(batch=2, length=70, resets=linear.marks(2, 70, (0, 40)))
+    name = "x" if operator == "selective_scan" else "b"
+    given[name][0, 10], given[name][1, 69] = float("nan"), float("nan")
+    given = {n: v.float().to(device) if isinstance(v, torch.Tensor) and n != "resets" else v for n, v in given.items()}
+    y, _ = getattr(ops, operator)(**{**given, "resets": given["resets"].to(device)})
+    assert y[0, 10].isnan().all()
+    assert y[0, :10].isfinite().all()
+    assert y[0, 40:].isfinite().all()
+    assert y[1, :69].isfinite().all()
+
+
+def test_decays_below_float32_cut_the_state(device):
+    given = made("ssd", "plain") | {"delta_softplus": False}
+    given["delta"] = given["delta"].abs()
+    given["delta"][:, ::3] *= 1e4
+    check("ssd", device, given, tolerance=10 * FLOAT32)
+
+
+@pytest.mark.parametrize("operator", ["selective_scan", "ssd", "causal_conv1d", "linear_scan"])
+def test_registration(operator, device):
+    given = MODULES[operator].arguments(batch=1, length=5)
+    given = {n: v.float().to(device) if isinstance(v, torch.Tensor) else v for n, v in given.items()}
+    bound = getattr(ops, f"_{operator}")._bind(**given)
+    bound = [v.requires_grad_(v.is_floating_point()) if isinstance(v, torch.Tensor) else v for v in bound]
+    torch.library.opcheck(getattr(torch.ops.statescan, operator).default, tuple(bound))
+
+
+@pytest.mark.gpu
+def test_second_gpu():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("there is one GPU or none")
+    with ops.backend("triton"):
+        check("selective_scan", torch.device("cuda:1"), made("selective_scan", "chunks"))
+
+
+def test_where_triton_is_not_chosen():
+    x = torch.ones(1, 3, 2)
+    A = -torch.ones(2, 4)
+    B = torch.ones(1, 3, 4)
+    assert "triton: used" not in ops.explain("selective_scan", x, x, A, B, B)
+    with ops.backend("triton"), pytest.raises(ValueError, match=r"no kernel for torch\.float64"):
+        ops.selective_scan(x.double(), x.double(), A.double(), B.double(), B.double())

@@ -53,6 +53,7 @@ def copied(folders, name, tmp_path):
         ),
         ("mamba", dict(vocab_size=50280), "vocab_size is 50280, the tensors say 256"),
         ("mamba", dict(time_step_rank="auto"), None),
+        ("falcon_mamba", dict(expand=16), None),  # as published: the inner width beside it is right
         ("mamba", dict(time_step_rank=2), "time_step_rank is 2, the tensors say 5"),
         ("falcon_mamba", dict(use_bias=True), "use_bias is True, the tensors say False"),
         ("falcon_mamba", dict(tie_word_embeddings=True), "tie_word_embeddings is True, the tensors say False"),

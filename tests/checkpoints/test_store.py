@@ -91,6 +91,22 @@ def test_a_tied_head_is_written_once_and_stays_tied(tmp_path):
     assert "head.weight" not in checkpoints.read_tensors(tmp_path / "m")
 
 
+def test_buffers_that_no_file_holds_are_computed(tmp_path, monkeypatch):
+    kind = type(small())
+    begin = kind.__init__
+
+    def with_table(self, config):
+        begin(self, config)
+        self.register_buffer("table", torch.arange(3.0), persistent=False)
+
+    monkeypatch.setattr(kind, "__init__", with_table)
+    first = small()
+    first.save(tmp_path / "m")
+    second = checkpoints.load(tmp_path / "m")
+    assert second.table.tolist() == [0, 1, 2]
+    assert same_weights(first, second) and second.head.weight is second.embedding.weight
+
+
 # ---- dtypes ----------------------------------------------------------------------------------------------------------
 
 

@@ -11,27 +11,23 @@ from statescan.checkpoints._files import Tensors
 
 Config = dict[str, Any]
 
-#: By layout: (where the config has them, what its fields of a Mamba or Mamba-2 mixer are called).
-_MAMBA = {
-    "state": "state_size",
-    "conv": "conv_kernel",
-    "expand": "expand",
-    "inner": "intermediate_size",
-    "rank": "time_step_rank",
-    "bias": "use_bias",
-    "conv_bias": "use_conv_bias",
-}
+_BIASES = dict(bias="use_bias", conv_bias="use_conv_bias")
+_MAMBA = dict(state="state_size", conv="conv_kernel", expand="expand", inner="intermediate_size", rank="time_step_rank")
+_MAMBA2 = dict(state="mamba_d_state", conv="mamba_d_conv", expand="mamba_expand")
+#: What configs call the sizes of a mixer, by layout.
 _FIELDS: dict[str, dict[str, str]] = {
-    "state-spaces": {"state": "d_state", "conv": "d_conv", "expand": "expand", "rank": "dt_rank", "head": "headdim"}
-    | {"groups": "ngroups", "bias": "bias", "conv_bias": "conv_bias"},
-    "mamba": _MAMBA,
-    "falcon_mamba": _MAMBA,
-    "mamba2": {"state": "state_size", "conv": "conv_kernel", "expand": "expand", "heads": "num_heads"}
-    | {"head": "head_dim", "groups": "n_groups", "bias": "use_bias", "conv_bias": "use_conv_bias"},
-    "bamba": {"state": "mamba_d_state", "conv": "mamba_d_conv", "expand": "mamba_expand", "heads": "mamba_n_heads"}
-    | {"head": "mamba_d_head", "groups": "mamba_n_groups", "bias": "mamba_proj_bias", "conv_bias": "mamba_conv_bias"},
-    "zamba2": {"state": "mamba_d_state", "conv": "mamba_d_conv", "expand": "mamba_expand", "heads": "n_mamba_heads"}
-    | {"head": "mamba_headdim", "groups": "mamba_ngroups", "bias": "add_bias_linear", "conv_bias": "use_conv_bias"},
+    "state-spaces": dict(state="d_state", conv="d_conv", expand="expand", rank="dt_rank", head="headdim")
+    | dict(groups="ngroups", bias="bias", conv_bias="conv_bias"),
+    "mamba": _MAMBA | _BIASES,
+    "falcon_mamba": _MAMBA | _BIASES,
+    "mamba2": dict(state="state_size", conv="conv_kernel", expand="expand", heads="num_heads", head="head_dim")
+    | dict(groups="n_groups", **_BIASES),
+    "bamba": _MAMBA2
+    | dict(heads="mamba_n_heads", head="mamba_d_head", groups="mamba_n_groups")
+    | dict(bias="mamba_proj_bias", conv_bias="mamba_conv_bias"),
+    "zamba2": _MAMBA2
+    | dict(heads="n_mamba_heads", head="mamba_headdim", groups="mamba_ngroups")
+    | dict(bias="add_bias_linear", conv_bias="use_conv_bias"),
 }
 
 
@@ -41,34 +37,24 @@ def reconcile(layout: str, config: Config, tensors: Tensors, where: str) -> Conf
     Raises:
         ValueError: fields that the tensors contradict; each is named with both values.
     """
-    found = _outer(layout, tensors)
-    part = _part_of_mixer(layout, config)
-    mixer = _mixer(_FIELDS[layout], tensors, part, found.get(_DIM[layout]))
-    problems = []
+    nested = layout == "state-spaces"
     filled = dict(config)
-    for key, value in found.items():
-        problems += _compare(filled, key, value)
-    prefix = "ssm_cfg." if layout == "state-spaces" else ""
-    inner = dict(part)
-    for key, value in mixer.items():
-        problems += _compare(inner, key, value, prefix=prefix)
+    part = dict(config.get("ssm_cfg") or {}) if nested else filled
+    shell = _outer(layout, tensors)
+    mixer = _mixer(_FIELDS[layout], tensors, part, shell.get(_dim(layout)))
+    problems = [line for key, value in shell.items() for line in _compare(filled, key, value)]
+    prefix = "ssm_cfg." if nested else ""
+    problems += [line for key, value in mixer.items() for line in _compare(part, key, value, prefix=prefix)]
     if problems:
         raise ValueError(
             f"checkpoint: config.json of {where!r} contradicts its weights: {'; '.join(problems)}. Correct it, or name the "
             "model: create_model(name, checkpoint=path)"
         )
-    if layout == "state-spaces":
-        return filled | {"ssm_cfg": inner}
-    return filled | inner
+    return filled | {"ssm_cfg": part} if nested else filled
 
 
-_DIM = {"state-spaces": "d_model"} | dict.fromkeys(
-    ("mamba", "falcon_mamba", "mamba2", "bamba", "zamba2"), "hidden_size"
-)
-
-
-def _part_of_mixer(layout: str, config: Config) -> Config:
-    return dict(config.get("ssm_cfg") or {}) if layout == "state-spaces" else dict(config)
+def _dim(layout: str) -> str:
+    return "d_model" if layout == "state-spaces" else "hidden_size"
 
 
 def _compare(config: Config, key: str, value: Any, *, prefix: str = "") -> list[str]:
@@ -106,7 +92,7 @@ def _outer(layout: str, tensors: Tensors) -> Config:
     names = ("backbone.embedding.weight", "backbone.embeddings.weight", "model.embed_tokens.weight")
     embedding = next((tensors[name] for name in names if name in tensors), None)
     if embedding is not None and embedding.ndim == 2:
-        found[_DIM[layout]] = embedding.shape[1]
+        found[_dim(layout)] = embedding.shape[1]
         if layout != "state-spaces":  # there, it is padded
             found["vocab_size"] = embedding.shape[0]
         head = tensors.get("lm_head.weight")
@@ -150,7 +136,10 @@ def _mixer(fields: dict[str, str], tensors: Tensors, config: Config, dim: int | 
     inner = out[1]
     sizes: dict[str, Any] = {"conv": conv[2], "conv_bias": "conv1d.bias" in mixer, "bias": "out_proj.bias" in mixer}
     expand = config.get(fields["expand"])
-    if dim and not (isinstance(expand, (int, float)) and int(expand * dim) == inner):
+    told = (
+        "inner" in fields and config.get(fields["inner"]) == inner
+    )  # then expand is not asked, and wrong in some files
+    if dim and not told and not (isinstance(expand, (int, float)) and int(expand * dim) == inner):
         sizes["expand"] = inner // dim if inner % dim == 0 else inner / dim
     if mixer["A_log"].ndim == 2:  # Mamba
         sizes |= {"inner": inner, "state": mixer["A_log"].shape[1]}

@@ -119,8 +119,7 @@ def load(
     tensors = read_tensors(folder)
     family, ours = _our_config(layout, config, tensors, folder)
     try:
-        with torch.device("meta"):
-            model = models.build_model(family, ours)
+        model = _skeleton(family, ours)
     except (ValueError, TypeError, ArithmeticError) as error:
         raise ValueError(f"checkpoint: config.json of {str(folder)!r} describes no model: {error}") from None
     translated = _translate(model, tensors)
@@ -164,8 +163,17 @@ def _translate(model: Any, tensors: Tensors) -> Tensors:
     return models.translate_published(model, tensors)
 
 
+def _skeleton(family: str, config: Any) -> Any:
+    """A model that has no memory for its weights yet."""
+    with torch.device("meta"):
+        model = models.build_model(family, config)
+    if {name for name, _ in model.named_buffers()} <= set(model.state_dict()):
+        return model
+    return models.build_model(family, config)  # buffers that no file holds have to be computed
+
+
 def _allocate(model: Any, tensors: Tensors, dtype: torch.dtype | None, device: torch.device) -> None:
-    """Memory for a model on the meta device: `dtype`, or what `tensors` have. Shared parameters stay shared."""
+    """Memory for the weights of a model: as `dtype`, or as `tensors` are. Shared parameters stay shared."""
     kinds = {name: tensor.dtype for name, tensor in tensors.items()}
     made: dict[int, Tensor] = {}
     entries = [
@@ -183,7 +191,7 @@ def _allocate(model: Any, tensors: Tensors, dtype: torch.dtype | None, device: t
             empty = torch.empty(entry.shape, dtype=kind, device=device)
             made[id(entry)] = nn.Parameter(empty, entry.requires_grad) if isinstance(entry, nn.Parameter) else empty
     for _, table, leaf, _, entry in entries:
-        table[leaf] = made[id(entry)]
+        table[leaf] = made[id(entry)] if id(entry) in made else entry.to(device)
 
 
 def load_weights(model: Any, path: str | os.PathLike[str]) -> None:

@@ -69,7 +69,7 @@ class Recorder(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What the next row of metrics needs."""
-        return {"sums": self._sums.clone(), "tokens": self.tokens, "validation": self.validation}
+        return {"sums": self._sums.cpu().clone(), "tokens": self.tokens, "validation": self.validation}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The inverse."""
@@ -95,7 +95,8 @@ class Recorder(Callback):
             return
         self._step = step
         last = step >= self.settings.steps
-        self._sums += module.reduce(module.sums).cpu()
+        sums = module.reduce(module.sums)
+        self._sums = self._sums.to(sums) + sums
         module.sums = torch.zeros(3, dtype=torch.float64)
         row: dict[str, Any] = {}
         if last or step % self.settings.log_every == 0:
@@ -114,7 +115,7 @@ class Recorder(Callback):
 
     def _training_row(self, trainer: Any, module: TokenPrediction, step: int) -> dict[str, float]:
         sums = Sums(*self._sums.tolist())
-        self._sums.zero_()
+        self._sums = torch.zeros(3, dtype=torch.float64)
         norm = float(module.gradient_norm)
         if not (sums.mean_loss < float("inf") and norm < float("inf")):
             raise ValueError(

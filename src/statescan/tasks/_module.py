@@ -43,7 +43,7 @@ class Sums:
 
 
 def token_sums(logits: Tensor, targets: Tensor, *, count_correct: bool) -> tuple[Tensor, Tensor]:
-    """The summed loss with its gradient, and the three numbers of `Sums` in float64 without.
+    """The summed loss with its gradient, and the three numbers of `Sums` (in float64, where the device has it) without.
 
     Arguments:
         logits: (batch, length, vocabulary).
@@ -54,7 +54,8 @@ def token_sums(logits: Tensor, targets: Tensor, *, count_correct: bool) -> tuple
         logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
     )
     correct = ((logits.argmax(-1) == targets) & asked).sum() if count_correct else torch.zeros_like(loss)
-    return loss, torch.stack([loss.detach().double(), asked.sum().double(), correct.double()])
+    wide = torch.float32 if loss.device.type == "mps" else torch.float64
+    return loss, torch.stack([loss.detach().to(wide), asked.sum().to(wide), correct.to(wide)])
 
 
 def schedule(settings: TrainingSettings) -> Callable[[int], float]:
@@ -147,7 +148,7 @@ class TokenPrediction(lightning.LightningModule):
         logits, state = self.model(batch["tokens"], state, resets=batch["resets"])
         self.state = state.detach() if self.carry_state else None
         loss, sums = token_sums(logits, batch["targets"], count_correct=self.count_correct)
-        self.sums = self.sums.to(sums.device) + sums
+        self.sums = self.sums.to(sums) + sums
         return loss / (self.targets * batch["targets"].shape[0])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -174,6 +175,8 @@ class TokenPrediction(lightning.LightningModule):
 
     def reduce(self, sums: Tensor) -> Tensor:
         """Sums over all processes."""
+        if self.trainer.world_size == 1:
+            return sums
         return self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
 
     @torch.no_grad()

@@ -107,7 +107,7 @@ def show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
         table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
     for row in rows:
         table.add_row(*(_text(value) for value in row.values()))
-    Console().print(table)
+    Console(width=max(140, Console().width)).print(table)
 
 
 def save(name: str, rows: Any, *, tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None) -> Path:

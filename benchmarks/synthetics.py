@@ -3,7 +3,8 @@
 python -m benchmarks.synthetics --out runs/synthetics
 
 trains four models of 2 layers of 64 channels, one after the other, draws their learning curves into
-``docs/assets/synthetics.png`` and writes the figures to ``benchmarks/results/synthetics.json``. A run that was
+``docs/assets/synthetics.png`` and writes the figures to ``benchmarks/results/synthetics.json``. A fifth, which does not
+stop when it has learnt induction heads, is tried at lengths far beyond those it was trained on. A run that was
 interrupted goes on where it stood; runs that are finished are only read.
 """
 
@@ -64,12 +65,14 @@ def curve(out: Path) -> tuple[list[int], list[float]]:
     return [int(row["step"]) for row in rows], [float(row["validation_accuracy"]) for row in rows]
 
 
-def extrapolation(out: Path) -> dict[int, float]:
+def extrapolation(out: Path, *, steps: int) -> dict[int, float]:
     """Accuracy on induction heads at lengths that were never trained on."""
+    never = 2.0
+    train_synthetic(SyntheticTraining(task="induction_heads", out=out, steps=steps, stop_at=never, resume=True))
     model, task = statescan.load(out), synthetic_task("induction_heads")
     found = {}
     for length in LENGTHS:
-        examples = max(8, min(512, (1 << 22) // length))
+        examples = max(8, min(512, (1 << 21) // length))
         found[length] = accuracy(model, with_length(task, length), examples=examples, batch_size=min(32, examples))
         print(f"length {length:>9,}: {found[length]:.3f} of {examples}", flush=True)
     return found
@@ -101,7 +104,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "runs": [{name: value for name, value in row.items() if name != "curve"} for row in rows],
-        "induction_heads_by_length": extrapolation(options.out / "induction_heads-mamba"),
+        "induction_heads_by_length": extrapolation(options.out / "induction_heads-long", steps=options.steps or 4000),
     }
     target = ROOT / "benchmarks" / "results" / "synthetics.json"
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,91 +1,44 @@
 // Structured state-space duality: the scan of Mamba-2 in chunks, forward and backward.
 //
-// Within a chunk of q positions the scan is a masked quadratic form, between chunks a recurrence of states; all of it is
-// small matrix products on scratch that fits the second-level cache. What is kept is float32; cumulative decays are double,
-// and only differences of them, which are never positive, are exponentiated.
+// Within a chunk the scan is a masked quadratic form, between chunks a recurrence of states; all of it is small matrix
+// products on scratch that fits the second-level cache. A chunk ends where a sequence, a segment between resets or
+// `chunk` positions end, so that nothing before a reset, not even NaN, is multiplied into what comes after it.
 //
-// The state of a head lies as (N, P): state columns outside, channels inside.
-#include <vector>
-
+// Decays between two positions are products of the decays of the steps between them, as in the recurrence. Nothing is
+// divided and no cumulative sums are subtracted, here or in the gradient, so nothing cancels and nothing overflows.
 #include "common.h"
 #include "math.h"
+#include "small_products.h"
 
 namespace STATESCAN_LEVEL {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kTileRows = 6, kTileVectors = 4;
-#else
-constexpr int kTileRows = 3, kTileVectors = 2;
-#endif
+// ---- rows ------------------------------------------------------------------------------------------------------
 
-enum Shape { kFull, kLower, kUpper };  // of the left factor: all of it, k <= row, k >= row
-
-// out(row, column) (+)= sum_k left(row, k) right(k, column); columns in whole vectors.
-struct Product {
-    const float* left;
-    int64_t left_row, left_k;
-    const float* right;
-    int64_t right_k;
-    float* out;
-    int64_t out_row;
-    bool accumulate;
-};
-
-template <int kRows, int kVectors>
-inline void tile(const Product& p, int64_t row, int64_t column, int64_t k_begin, int64_t k_end) {
-    vfloat sum[kRows][kVectors];
-    for (int r = 0; r < kRows; ++r)
-        for (int v = 0; v < kVectors; ++v)
-            sum[r][v] = p.accumulate ? load(p.out + (row + r) * p.out_row + column + v * kLanes) : vfloat{};
-    const float* left = p.left + row * p.left_row;
-    for (int64_t k = k_begin; k < k_end; ++k) {
-        vfloat right[kVectors];
-        for (int v = 0; v < kVectors; ++v) right[v] = load(p.right + k * p.right_k + column + v * kLanes);
-        for (int r = 0; r < kRows; ++r) {
-            const float value = left[r * p.left_row + k * p.left_k];
-            for (int v = 0; v < kVectors; ++v) sum[r][v] += value * right[v];
-        }
-    }
-    for (int r = 0; r < kRows; ++r)
-        for (int v = 0; v < kVectors; ++v) store(p.out + (row + r) * p.out_row + column + v * kLanes, sum[r][v]);
-}
-
-template <int kVectors>
-inline void columns(const Product& p, int64_t rows, int64_t column, int64_t inner, Shape shape) {
-    int64_t row = 0;
-    for (; row + kTileRows <= rows; row += kTileRows) {
-        const int64_t end = shape == kLower ? std::min(inner, row + kTileRows) : inner;
-        tile<kTileRows, kVectors>(p, row, column, shape == kUpper ? row : 0, end);
-    }
-    for (; row < rows; ++row) {
-        const int64_t end = shape == kLower ? std::min(inner, row + 1) : inner;
-        tile<1, kVectors>(p, row, column, shape == kUpper ? row : 0, end);
-    }
-}
-
-// The part of a triangular left factor that a tile reads beyond its triangle must hold zeros.
-void multiply(const Product& p, int64_t rows, int64_t width, int64_t inner, Shape shape = kFull) {
-    int64_t column = 0;
-    for (; column + kTileVectors * kLanes <= width; column += kTileVectors * kLanes)
-        columns<kTileVectors>(p, rows, column, inner, shape);
-    for (; column + kLanes <= width; column += kLanes) columns<1>(p, rows, column, inner, shape);
-}
-
-void transpose(const float* in, int64_t rows, int64_t width, int64_t in_row, float* out, int64_t out_row) {
-    for (int64_t r = 0; r < rows; ++r)
-        for (int64_t c = 0; c < width; ++c) out[c * out_row + r] = in[r * in_row + c];
-}
-
-inline int64_t round_up(int64_t value) { return (value + kLanes - 1) / kLanes * kLanes; }
+inline int left_of(int64_t width, int64_t c) { return int(std::min<int64_t>(kLanes, width - c)); }
 
 template <typename T>
 void read_rows(const T* in, int64_t rows, int64_t width, int64_t in_row, float* out, int64_t out_row) {
-    for (int64_t r = 0; r < rows; ++r) {
-        for (int64_t c = 0; c < width; c += kLanes) {
-            store(out + r * out_row + c, load_some(in + r * in_row + c, int(std::min<int64_t>(kLanes, width - c))));
-        }
-    }
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = 0; c < width; c += kLanes) store(out + r * out_row + c, load_some(in + r * in_row + c, left_of(width, c)));
+}
+
+// out_i = in_i weight_i, whole vectors
+inline void scale_rows(const float* in, const float* weight, int64_t rows, int64_t width, float* out) {
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = 0; c < width; c += kLanes) store(out + r * width + c, load(in + r * width + c) * weight[r]);
+}
+
+inline float dot(const float* a, const float* b, int64_t width) {
+    vfloat sum{};
+    for (int64_t c = 0; c < width; c += kLanes) sum += load(a + c) * load(b + c);
+    return horizontal_sum(sum);
+}
+
+inline vint lane_numbers() {
+    vint lane;
+    for (int i = 0; i < kLanes; ++i) lane[i] = i;
+    return lane;
 }
 
 struct Sizes {
@@ -93,62 +46,60 @@ struct Sizes {
     int64_t x_row, delta_row, b_row, c_row;  // strides of a position, in elements
     const int64_t* offsets;
     const uint8_t* resets;
-    int dtype, rates_dtype;
     bool D_per_channel;
+
+    int64_t padded_head() const { return round_up(head_dim); }
+    int64_t padded_state() const { return round_up(state_dim); }
+    int64_t padded_chunk() const { return round_up(chunk); }
+    int64_t heads_per_group() const { return heads / groups; }
+
+    // How many positions the chunk that begins at `row` has.
+    int64_t chunk_at(int64_t row, int64_t end) const {
+        int64_t size = 1;
+        const int64_t most = std::min(chunk, end - row);
+        while (size < most && !(resets && resets[row + size])) ++size;
+        return size;
+    }
+    bool reset_at(int64_t row) const { return resets && resets[row]; }
 };
 
-inline float read(const void* p, int dtype, int64_t at) {
-    if (dtype == kBFloat16) return to_float(static_cast<const bfloat16*>(p)[at]);
-    if (dtype == kFloat16) return to_float(static_cast<const float16*>(p)[at]);
-    return static_cast<const float*>(p)[at];
+// Steps and decays of one head in a chunk.
+struct Steps {
+    float *delta, *decay, *enter;  // a step's size and decay; the decay from before the chunk through a step
+
+    void layout(Scratch& scratch, int64_t padded_chunk) {
+        delta = scratch.take(padded_chunk);
+        decay = scratch.take(padded_chunk);
+        enter = scratch.take(padded_chunk);
+    }
+    void compute(const Sizes& s, const float* rows, float A, int64_t row, int64_t size, int64_t head) const {
+        const int64_t padded = round_up(size);
+        for (int64_t i = 0; i < size; ++i) delta[i] = rows[(row + i) * s.delta_row + head];
+        for (int64_t i = size; i < padded; ++i) delta[i] = 0;
+        for (int64_t i = 0; i < padded; i += kLanes) store(decay + i, exp(load(delta + i) * A));
+        float product = 1;
+        for (int64_t i = 0; i < size; ++i) enter[i] = product *= decay[i];
+    }
+    float whole(int64_t size) const { return enter[size - 1]; }
+};
+
+// Walks W(i, j) = product of the decays of steps j + 1 .. i, a block of kLanes columns at a time down the rows, and
+// calls visit(i, first column, W's row, lanes' columns <= i).
+template <typename Visit>
+inline void walk_decays(const float* decay, int64_t size, float* leave, Visit visit) {
+    const vint lane = lane_numbers();
+    for (int64_t block = 0; block < size; block += kLanes) {
+        vfloat w{};
+        for (int64_t i = block; i < size; ++i) {
+            const vint diagonal = lane == int32_t(i - block);
+            w = diagonal ? splat(1.0f) : w * decay[i];
+            visit(i, block, w);
+        }
+        store(leave + block, w);  // from after j through the chunk's end
+    }
 }
 
-// Decays within a chunk of one head.
-struct Decays {
-    std::vector<double> total;         // cumulative log decay
-    std::vector<float> delta, enter, leave;  // steps; from the chunk's start to i; from i to the chunk's end
-    std::vector<int32_t> segment;      // how many resets lie at or before i
-    float whole;                       // from start to end, zero if the state is reset within
-    explicit Decays(int64_t q) : total(q), delta(q), enter(q), leave(q), segment(q), whole(0) {}
-
-    void compute(const Sizes& s, const float* delta_rows, float A, int64_t row, int64_t q, int64_t head) {
-        double sum = 0;
-        int32_t resets = 0;
-        for (int64_t i = 0; i < q; ++i) {
-            delta[i] = delta_rows[(row + i) * s.delta_row + head];
-            sum += double(delta[i]) * double(A);
-            total[i] = sum;
-            if (s.resets && s.resets[row + i]) ++resets;
-            segment[i] = resets;
-        }
-        for (int64_t i = 0; i < q; ++i) {
-            enter[i] = segment[i] == 0 ? float(std::exp(total[i])) : 0.0f;
-            leave[i] = segment[i] == resets ? float(std::exp(sum - total[i])) : 0.0f;
-        }
-        whole = resets == 0 ? float(std::exp(sum)) : 0.0f;
-    }
-
-    // out(i, j) = exp(total_i - total_j) for j <= i of the same segment, else 0.
-    void matrix(int64_t q, float* out, int64_t out_row) const {
-        for (int64_t i = 0; i < q; ++i) {
-            float* o = out + i * out_row;
-            alignas(64) float exponent[kLanes];
-            for (int64_t j0 = 0; j0 < out_row; j0 += kLanes) {
-                for (int l = 0; l < kLanes; ++l) {
-                    const int64_t j = j0 + l;
-                    exponent[l] = j <= i && segment[j] == segment[i] ? float(total[i] - total[j]) : -INFINITY;
-                }
-                if (j0 > i) store(o + j0, vfloat{});
-                else store(o + j0, exp_or_zero(load(exponent)));
-            }
-        }
-    }
-
-    static vfloat exp_or_zero(vfloat v) {
-        const vfloat e = exp(v);
-        return v == -INFINITY ? vfloat{} : e;
-    }
-};
+// ---- forward ---------------------------------------------------------------------------------------------------
 
 template <typename T>
 struct Forward {
@@ -158,55 +109,71 @@ struct Forward {
     T* y;
     float* last;
 
-    // All heads [head, head + count) of one group through one sequence.
-    void run(int64_t sequence, int64_t head, int64_t count) const {
-        const int64_t P = s.head_dim, N = s.state_dim, Pp = round_up(P), Np = round_up(N), Q = s.chunk, Qp = round_up(Q);
-        const int64_t group = head / (s.heads / s.groups);
-        std::vector<float> states(count * N * Pp, 0), u(Q * Pp), out(Q * Pp), Bf(Q * Np), Cf(Q * Np), Bt(N * Qp, 0);
-        std::vector<float> products(Q * Qp), mask(Q * Qp), scaled(Q * Np);
-        Decays decay(Q);
-        if (initial) {
-            for (int64_t h = 0; h < count; ++h)
-                transpose(initial + (sequence * s.heads + head + h) * P * N, P, N, N, states.data() + h * N * Pp, Pp);
+    // `count` heads of one group, from `head` on, through one sequence. States lie as (N, P).
+    bool run(int64_t sequence, int64_t head, int64_t count) const {
+        const int64_t P = s.head_dim, N = s.state_dim, Pp = s.padded_head(), Np = s.padded_state(), Qp = s.padded_chunk();
+        const int64_t group = head / s.heads_per_group(), begin = s.offsets[sequence], end = s.offsets[sequence + 1];
+        Scratch scratch;
+        float *states, *Bf, *Cf, *Bt, *products, *weights, *xf, *out, *leave;
+        Steps steps;
+        for (int pass = 0; pass < 2; ++pass) {
+            states = scratch.take(count * N * Pp);
+            Bf = scratch.take(Qp * Np), Cf = scratch.take(Qp * Np), Bt = scratch.take(N * Qp);
+            products = scratch.take(Qp * Qp), weights = scratch.take(Qp * Qp), leave = scratch.take(Qp);
+            xf = scratch.take(Qp * Pp), out = scratch.take(Qp * Pp);
+            steps.layout(scratch, Qp);
+            if (!pass && !scratch.allocate()) return false;
         }
-        for (int64_t row = s.offsets[sequence]; row < s.offsets[sequence + 1]; row += Q) {
-            const int64_t q = std::min(Q, s.offsets[sequence + 1] - row);
-            read_rows(B + row * s.b_row + group * N, q, N, s.b_row, Bf.data(), Np);
-            read_rows(C + row * s.c_row + group * N, q, N, s.c_row, Cf.data(), Np);
-            std::fill(Bt.begin(), Bt.end(), 0.0f);
-            transpose(Bf.data(), q, N, Np, Bt.data(), Qp);
-            multiply({Cf.data(), Np, 1, Bt.data(), Qp, products.data(), Qp, false}, q, Qp, N);
+        std::memset(states, 0, size_t(count * N * Pp) * sizeof(float));
+        if (initial)
+            for (int64_t h = 0; h < count; ++h)
+                transpose(initial + (sequence * s.heads + head + h) * P * N, P, N, N, states + h * N * Pp, Pp);
+        for (int64_t row = begin, q; row < end; row += q) {
+            q = s.chunk_at(row, end);
+            const int64_t qp = round_up(q);
+            const bool fresh = s.reset_at(row) || (row == begin && !initial);
+            read_rows(B + row * s.b_row + group * N, q, N, s.b_row, Bf, Np);
+            read_rows(C + row * s.c_row + group * N, q, N, s.c_row, Cf, Np);
+            std::memset(Bt, 0, size_t(N * Qp) * sizeof(float));
+            transpose(Bf, q, N, Np, Bt, Qp);
+            multiply({Cf, Np, 1, Bt, Qp, products, Qp, false}, q, qp, N);
             for (int64_t h = 0; h < count; ++h) {
-                float* state = states.data() + h * N * Pp;
-                decay.compute(s, delta, A[head + h], row, q, head + h);
-                decay.matrix(q, mask.data(), Qp);
-                for (int64_t i = 0; i < q * Qp; i += kLanes) store(mask.data() + i, load(mask.data() + i) * load(products.data() + i));
+                float* state = states + h * N * Pp;
                 const T* xs = x + row * s.x_row + (head + h) * P;
-                read_rows(xs, q, P, s.x_row, u.data(), Pp);
-                for (int64_t j = 0; j < q; ++j)
-                    for (int64_t c = 0; c < Pp; c += kLanes) store(u.data() + j * Pp + c, load(u.data() + j * Pp + c) * decay.delta[j]);
-                for (int64_t i = 0; i < q; ++i)
-                    for (int64_t n = 0; n < Np; n += kLanes) store(scaled.data() + i * Np + n, load(Cf.data() + i * Np + n) * decay.enter[i]);
-                multiply({scaled.data(), Np, 1, state, Pp, out.data(), Pp, false}, q, Pp, N);
-                multiply({mask.data(), Qp, 1, u.data(), Pp, out.data(), Pp, true}, q, Pp, q, kLower);
-                for (int64_t i = 0; i < q; ++i) {
-                    const T* xi = xs + i * s.x_row;
-                    T* yi = y + ((row + i) * s.heads + head + h) * P;
-                    for (int64_t c = 0; c < P; c += kLanes) {
-                        const int n = int(std::min<int64_t>(kLanes, P - c));
-                        vfloat value = load(out.data() + i * Pp + c);
-                        if (D) value += load_some(xi + c, n) * (s.D_per_channel ? load_some(D + (head + h) * P + c, n) : splat(D[head + h]));
-                        store_some(yi + c, value, n);
-                    }
+                steps.compute(s, delta, A[head + h], row, q, head + h);
+                walk_decays(steps.decay, q, leave, [&](int64_t i, int64_t block, vfloat w) {
+                    store(weights + i * Qp + block, w * load(steps.delta + block) * load(products + i * Qp + block));
+                });
+                read_rows(xs, q, P, s.x_row, xf, Pp);
+                if (!fresh) {
+                    multiply({Cf, Np, 1, state, Pp, out, Pp, false}, q, Pp, N);
+                    scale_rows(out, steps.enter, q, Pp, out);
                 }
-                for (int64_t j = 0; j < q; ++j)
-                    for (int64_t c = 0; c < Pp; c += kLanes) store(u.data() + j * Pp + c, load(u.data() + j * Pp + c) * decay.leave[j]);
-                for (int64_t i = 0; i < N * Pp; i += kLanes) store(state + i, load(state + i) * decay.whole);
-                multiply({Bf.data(), 1, Np, u.data(), Pp, state, Pp, true}, N, Pp, q);
+                multiply({weights, Qp, 1, xf, Pp, out, Pp, !fresh}, q, Pp, q, kLower);
+                write(out, xf, row, q, head + h);
+                for (int64_t j = 0; j < q; j += kLanes) store(leave + j, load(leave + j) * load(steps.delta + j));
+                scale_rows(xf, leave, q, Pp, xf);
+                const float whole = steps.whole(q);
+                if (!fresh)
+                    for (int64_t i = 0; i < N * Pp; i += kLanes) store(state + i, load(state + i) * whole);
+                multiply({Bf, 1, Np, xf, Pp, state, Pp, !fresh}, N, Pp, q);
             }
         }
         for (int64_t h = 0; h < count; ++h)
-            transpose(states.data() + h * N * Pp, N, P, Pp, last + (sequence * s.heads + head + h) * P * N, N);
+            transpose(states + h * N * Pp, N, P, Pp, last + (sequence * s.heads + head + h) * P * N, N);
+        return true;
+    }
+
+    void write(const float* out, const float* xf, int64_t row, int64_t q, int64_t head) const {
+        const int64_t P = s.head_dim, Pp = s.padded_head();
+        for (int64_t i = 0; i < q; ++i) {
+            for (int64_t c = 0; c < P; c += kLanes) {
+                const int n = left_of(P, c);
+                vfloat value = load(out + i * Pp + c);
+                if (D) value += load(xf + i * Pp + c) * (s.D_per_channel ? load_some(D + head * P + c, n) : splat(D[head]));
+                store_some(y + ((row + i) * s.heads + head) * P + c, value, n);
+            }
+        }
     }
 };
 
@@ -216,17 +183,25 @@ int forward(const Sizes& s, const void* x, const float* delta, const float* A, c
     const Forward<T> body{s, static_cast<const T*>(x), static_cast<const T*>(B), static_cast<const T*>(C), delta, A, D,
                           initial, static_cast<T*>(y), last};
     // Heads of a group share C B^T; take as many together as leave every thread two tasks.
-    const int64_t per_group = s.heads / s.groups;
+    const int64_t per_group = s.heads_per_group();
     int64_t block = std::max<int64_t>(1, s.sequences * s.heads / (2 * threads));
     block = std::min<int64_t>(std::min(block, per_group), 16);
     const int64_t blocks = (per_group + block - 1) / block;
-#pragma omp parallel for collapse(3) schedule(dynamic) num_threads(threads) if (threads > 1)
+    int failed = 0;
+#pragma omp parallel for collapse(3) schedule(dynamic) num_threads(threads) if (threads > 1) reduction(| : failed)
     for (int64_t sequence = 0; sequence < s.sequences; ++sequence)
         for (int64_t group = 0; group < s.groups; ++group)
             for (int64_t b = 0; b < blocks; ++b)
-                body.run(sequence, group * per_group + b * block, std::min(block, per_group - b * block));
-    return 0;
+                failed |= !body.run(sequence, group * per_group + b * block, std::min(block, per_group - b * block));
+    return failed;
 }
+
+// ---- backward --------------------------------------------------------------------------------------------------
+
+struct Chunk {
+    int64_t row, size;
+    int64_t state;  // which of the saved states it begins with, or -1: with zero
+};
 
 template <typename T>
 struct Backward {
@@ -234,140 +209,259 @@ struct Backward {
     const T *grad_y, *x, *B, *C;
     const float *grad_last, *delta, *A, *D, *initial;
     T* grad_x;
-    float *grad_delta, *grad_A, *grad_D, *grad_initial;
+    float *grad_delta, *grad_A, *grad_D, *grad_initial;  // of A: a row a sequence; of D: likewise
 
-    // One head through one sequence; grad_B and grad_C (rows, groups, N) are this thread's own sums.
-    void run(int64_t sequence, int64_t head, float* grad_B, float* grad_C) const {
-        const int64_t P = s.head_dim, N = s.state_dim, Pp = round_up(P), Np = round_up(N), Q = s.chunk, Qp = round_up(Q);
-        const int64_t group = head / (s.heads / s.groups);
-        const int64_t begin = s.offsets[sequence], length = s.offsets[sequence + 1] - begin, chunks = (length + Q - 1) / Q;
-        std::vector<float> states((chunks + 1) * N * Pp, 0), flow(N * Pp, 0), x_rows(Q * Pp), u(Q * Pp), v(Q * Pp);
-        std::vector<float> g(Q * Pp), du(Q * Pp), Bf(Q * Np), Cf(Q * Np), Bt(N * Qp, 0), ut(Pp * Qp, 0), flipped(Pp * Np, 0);
-        std::vector<float> products(Q * Qp), mask(Q * Qp), dm(Q * Qp, 0), wide(Q * Np), off(Q * Pp);
-        std::vector<double> dtotal(Q);
-        Decays decay(Q);
-        if (initial) transpose(initial + (sequence * s.heads + head) * P * N, P, N, N, states.data(), Pp);
-        for (int64_t k = 0; k < chunks; ++k) {  // the states before every chunk
-            const int64_t row = begin + k * Q, q = std::min(Q, begin + length - row);
-            float *state = states.data() + k * N * Pp, *next = state + N * Pp;
-            decay.compute(s, delta, A[head], row, q, head);
-            read_rows(B + row * s.b_row + group * N, q, N, s.b_row, Bf.data(), Np);
-            read_rows(x + row * s.x_row + head * P, q, P, s.x_row, u.data(), Pp);
-            for (int64_t j = 0; j < q; ++j)
-                for (int64_t c = 0; c < Pp; c += kLanes)
-                    store(u.data() + j * Pp + c, load(u.data() + j * Pp + c) * (decay.delta[j] * decay.leave[j]));
-            for (int64_t i = 0; i < N * Pp; i += kLanes) store(next + i, load(state + i) * decay.whole);
-            multiply({Bf.data(), 1, Np, u.data(), Pp, next, Pp, true}, N, Pp, q);
+    // Scratch of a task; states and their gradients lie as (P, N).
+    struct Space {
+        Chunk* chunks;
+        float *products, *grad_products;             // C B^T of every chunk, shared by the heads of a group
+        float *states, *flow, *flow_turned;          // before every chunk; gradient of the state after a chunk
+        float *Bf, *Cf, *xf, *g, *turned, *scaled;   // rows of a chunk
+        float *weights, *shares, *outer, *wide, *v;  // see `chunk`
+        float *leave, *cuts, *left;
+        Steps steps;
+
+        void layout(Scratch& scratch, const Sizes& s, int64_t length, int64_t chunks_, int64_t saved) {
+            const int64_t P = s.head_dim, N = s.state_dim, Pp = s.padded_head(), Np = s.padded_state(), Qp = s.padded_chunk();
+            chunks = reinterpret_cast<Chunk*>(scratch.take(chunks_ * int64_t(sizeof(Chunk) / sizeof(float))));
+            products = scratch.take(length * Qp), grad_products = scratch.take(length * Qp);
+            states = scratch.take(saved * P * Np), flow = scratch.take(P * Np), flow_turned = scratch.take(N * Pp);
+            Bf = scratch.take(Qp * Np), Cf = scratch.take(Qp * Np), xf = scratch.take(Qp * Pp), g = scratch.take(Qp * Pp);
+            turned = scratch.take(std::max(Pp, Np) * Qp), scaled = scratch.take(Qp * Pp);
+            weights = scratch.take(Qp * Qp), shares = scratch.take(Qp * Qp), outer = scratch.take(Qp * Qp);
+            wide = scratch.take(Qp * Np), v = scratch.take(Qp * Pp);
+            leave = scratch.take(Qp), cuts = scratch.take(Qp), left = scratch.take(Qp);
+            steps.layout(scratch, Qp);
         }
-        if (grad_last) transpose(grad_last + (sequence * s.heads + head) * P * N, P, N, N, flow.data(), Pp);
-        double dA = 0;
-        for (int64_t k = chunks - 1; k >= 0; --k) {
-            const int64_t row = begin + k * Q, q = std::min(Q, begin + length - row);
-            const float* state = states.data() + k * N * Pp;
-            decay.compute(s, delta, A[head], row, q, head);
-            decay.matrix(q, mask.data(), Qp);
-            read_rows(B + row * s.b_row + group * N, q, N, s.b_row, Bf.data(), Np);
-            read_rows(C + row * s.c_row + group * N, q, N, s.c_row, Cf.data(), Np);
-            read_rows(x + row * s.x_row + head * P, q, P, s.x_row, x_rows.data(), Pp);
-            read_rows(grad_y + (row * s.heads + head) * P, q, P, s.heads * P, g.data(), Pp);
-            for (int64_t j = 0; j < q; ++j)
-                for (int64_t c = 0; c < Pp; c += kLanes) store(u.data() + j * Pp + c, load(x_rows.data() + j * Pp + c) * decay.delta[j]);
-            std::fill(Bt.begin(), Bt.end(), 0.0f);
-            transpose(Bf.data(), q, N, Np, Bt.data(), Qp);
-            multiply({Cf.data(), Np, 1, Bt.data(), Qp, products.data(), Qp, false}, q, Qp, N);
-            std::fill(ut.begin(), ut.end(), 0.0f);
-            transpose(u.data(), q, P, Pp, ut.data(), Qp);
-            multiply({g.data(), Pp, 1, ut.data(), Qp, dm.data(), Qp, false}, q, Qp, P);  // d(y_i)/d(M_ij): g_i . u_j
-            std::fill(dtotal.begin(), dtotal.end(), 0.0);
-            // M = products * mask. Its share of the decays, then dm <- gradient of products, products <- M.
-            for (int64_t i = 0; i < q; ++i) {
-                double sum = 0;
-                for (int64_t j = 0; j <= i; ++j) {
-                    const int64_t at = i * Qp + j;
-                    const float M = products[at] * mask[at], share = dm[at] * M;
-                    dm[at] *= mask[at];
-                    products[at] = M;
-                    sum += share;
-                    dtotal[j] -= share;
-                }
-                dtotal[i] += sum;
-                for (int64_t j = i + 1; j < Qp; ++j) dm[i * Qp + j] = products[i * Qp + j] = 0;
-            }
-            // du_j = sum_{i >= j} M_ij g_i + leave_j B_j . flow
-            multiply({products.data(), 1, Qp, g.data(), Pp, du.data(), Pp, false}, q, Pp, q, kUpper);
-            multiply({Bf.data(), Np, 1, flow.data(), Pp, v.data(), Pp, false}, q, Pp, N);
-            double leaving = 0;
-            for (int64_t j = 0; j < q; ++j) {
-                vfloat dot{};
-                for (int64_t c = 0; c < Pp; c += kLanes) {
-                    const vfloat part = load(v.data() + j * Pp + c) * decay.leave[j];
-                    store(du.data() + j * Pp + c, load(du.data() + j * Pp + c) + part);
-                    dot += part * load(u.data() + j * Pp + c);
-                }
-                const double share = horizontal_sum(dot);
-                dtotal[j] -= share;
-                leaving += share;
-            }
-            // what the state before the chunk gave: y_i += enter_i C_i . state
-            multiply({Cf.data(), Np, 1, state, Pp, off.data(), Pp, false}, q, Pp, N);
-            for (int64_t i = 0; i < q; ++i) {
-                vfloat dot{};
-                for (int64_t c = 0; c < Pp; c += kLanes) dot += load(off.data() + i * Pp + c) * load(g.data() + i * Pp + c);
-                dtotal[i] += double(horizontal_sum(dot)) * decay.enter[i];
-            }
-            vfloat kept{};
-            for (int64_t i = 0; i < N * Pp; i += kLanes) kept += load(flow.data() + i) * load(state + i);
-            dtotal[q - 1] += leaving + double(horizontal_sum(kept)) * decay.whole;
-            // dC_i = enter_i state g_i + sum_j dm_ij B_j;  dB_j = leave_j flow u_j + sum_i dm_ij C_i
-            add_rows(grad_C, row, group, q, state, g.data(), decay.enter.data(), {dm.data(), Qp, 1, Bf.data(), Np, nullptr, 0, true}, kLower, wide, flipped);
-            add_rows(grad_B, row, group, q, flow.data(), u.data(), decay.leave.data(), {dm.data(), 1, Qp, Cf.data(), Np, nullptr, 0, true}, kUpper, wide, flipped);
-            // the gradient of the state before the chunk
-            for (int64_t i = 0; i < N * Pp; i += kLanes) store(flow.data() + i, load(flow.data() + i) * decay.whole);
-            for (int64_t i = 0; i < q; ++i)
-                for (int64_t c = 0; c < Pp; c += kLanes) store(v.data() + i * Pp + c, load(g.data() + i * Pp + c) * decay.enter[i]);
-            multiply({Cf.data(), 1, Np, v.data(), Pp, flow.data(), Pp, true}, N, Pp, q);
-            // log decays to steps, and the inputs
-            double suffix = 0;
-            for (int64_t j = q - 1; j >= 0; --j) {
-                suffix += dtotal[j];
-                vfloat dot{};
-                for (int64_t c = 0; c < P; c += kLanes) {
-                    const int n = int(std::min<int64_t>(kLanes, P - c));
-                    const vfloat d = load(du.data() + j * Pp + c), gy = load(g.data() + j * Pp + c), value = load(x_rows.data() + j * Pp + c);
-                    dot += d * value;
-                    vfloat dx = d * decay.delta[j];
-                    if (D) {
-                        dx += gy * (s.D_per_channel ? load_some(D + head * P + c, n) : splat(D[head]));
-                        float* o = grad_D + head * P + c;
-                        store_some(o, load_some(o, n) + gy * value, n);
-                    }
-                    store_some(grad_x + ((row + j) * s.heads + head) * P + c, dx, n);
-                }
-                grad_delta[(row + j) * s.heads + head] = float(suffix * A[head] + horizontal_sum(dot));
-                dA += suffix * decay.delta[j];
-            }
+    };
+
+    // Heads [head, head + count) through one sequence; grad_B and grad_C (rows, groups, N) are this task's own sums.
+    bool run(int64_t sequence, int64_t head, int64_t count, float* grad_B, float* grad_C) const {
+        const int64_t begin = s.offsets[sequence], end = s.offsets[sequence + 1], per_group = s.heads_per_group();
+        int64_t chunks = 0, saved = 0;
+        for (int64_t row = begin; row < end; row += s.chunk_at(row, end), ++chunks) saved += !fresh(row, begin);
+        Scratch scratch;
+        Space space;
+        space.layout(scratch, s, end - begin, chunks, saved);
+        if (!scratch.allocate()) return false;
+        space.layout(scratch, s, end - begin, chunks, saved);
+        saved = 0;
+        chunks = 0;
+        for (int64_t row = begin; row < end; row += space.chunks[chunks++].size)
+            space.chunks[chunks] = {row, s.chunk_at(row, end), fresh(row, begin) ? -1 : saved++};
+        for (int64_t h = head, stop; h < head + count; h = stop) {
+            const int64_t group = h / per_group;
+            stop = std::min(head + count, (group + 1) * per_group);
+            multiply_rows(space, begin, chunks, group);
+            for (int64_t one = h; one < stop; ++one) run_head(space, sequence, one, chunks, grad_B, grad_C);
+            spread_products(space, begin, chunks, group, grad_B, grad_C);
         }
-        grad_A[sequence * s.heads + head] = float(dA);
-        if (grad_initial) transpose(flow.data(), N, P, Pp, grad_initial + (sequence * s.heads + head) * P * N, N);
+        return true;
     }
 
-    // sums(row + i, group, :) += weight_i matrix rows_i + (left right)_i, for a matrix (N, Pp) and rows (q, Pp).
-    void add_rows(float* sums, int64_t row, int64_t group, int64_t q, const float* matrix, const float* rows,
-                  const float* weight, Product inner, Shape shape, std::vector<float>& wide, std::vector<float>& flipped) const {
-        const int64_t P = s.head_dim, N = s.state_dim, Pp = round_up(P), Np = round_up(N);
-        transpose(matrix, N, P, Pp, flipped.data(), Np);
-        multiply({rows, Pp, 1, flipped.data(), Np, wide.data(), Np, false}, q, Np, P);
-        for (int64_t i = 0; i < q; ++i)
-            for (int64_t n = 0; n < Np; n += kLanes) store(wide.data() + i * Np + n, load(wide.data() + i * Np + n) * weight[i]);
-        inner.out = wide.data();
-        inner.out_row = Np;
-        multiply(inner, q, Np, q, shape);
-        for (int64_t i = 0; i < q; ++i) {
-            float* o = sums + ((row + i) * s.groups + group) * N;
+    bool fresh(int64_t row, int64_t begin) const { return s.reset_at(row) || (row == begin && !initial); }
+
+    void read_B(const Space& a, const Chunk& chunk, int64_t group) const {
+        read_rows(B + chunk.row * s.b_row + group * s.state_dim, chunk.size, s.state_dim, s.b_row, a.Bf, s.padded_state());
+    }
+    void read_C(const Space& a, const Chunk& chunk, int64_t group) const {
+        read_rows(C + chunk.row * s.c_row + group * s.state_dim, chunk.size, s.state_dim, s.c_row, a.Cf, s.padded_state());
+    }
+
+    void multiply_rows(const Space& a, int64_t begin, int64_t chunks, int64_t group) const {
+        const int64_t N = s.state_dim, Np = s.padded_state(), Qp = s.padded_chunk();
+        for (int64_t k = 0; k < chunks; ++k) {
+            const Chunk& chunk = a.chunks[k];
+            read_B(a, chunk, group), read_C(a, chunk, group);
+            std::memset(a.turned, 0, size_t(N * Qp) * sizeof(float));
+            transpose(a.Bf, chunk.size, N, Np, a.turned, Qp);
+            multiply({a.Cf, Np, 1, a.turned, Qp, a.products + (chunk.row - begin) * Qp, Qp, false}, chunk.size, round_up(chunk.size), N);
+            std::memset(a.grad_products + (chunk.row - begin) * Qp, 0, size_t(chunk.size * Qp) * sizeof(float));
+        }
+    }
+
+    // From the gradient of C B^T: dC_i += sum_{j <= i} grad_ij B_j, dB_j += sum_{i >= j} grad_ij C_i.
+    void spread_products(const Space& a, int64_t begin, int64_t chunks, int64_t group, float* grad_B, float* grad_C) const {
+        const int64_t Np = s.padded_state(), Qp = s.padded_chunk();
+        for (int64_t k = 0; k < chunks; ++k) {
+            const Chunk& chunk = a.chunks[k];
+            const float* grad = a.grad_products + (chunk.row - begin) * Qp;
+            read_B(a, chunk, group), read_C(a, chunk, group);
+            multiply({grad, Qp, 1, a.Bf, Np, a.wide, Np, false}, chunk.size, Np, chunk.size, kLower);
+            add_rows(a, grad_C, chunk, group);
+            multiply({grad, 1, Qp, a.Cf, Np, a.wide, Np, false}, chunk.size, Np, chunk.size, kUpper);
+            add_rows(a, grad_B, chunk, group);
+        }
+    }
+
+    void add_rows(const Space& a, float* sums, const Chunk& chunk, int64_t group) const {
+        const int64_t N = s.state_dim, Np = s.padded_state();
+        for (int64_t i = 0; i < chunk.size; ++i) {
+            float* o = sums + ((chunk.row + i) * s.groups + group) * N;
             for (int64_t n = 0; n < N; n += kLanes) {
-                const int count = int(std::min<int64_t>(kLanes, N - n));
-                store_some(o + n, load_some(o + n, count) + load(wide.data() + i * Np + n), count);
+                const int some = left_of(N, n);
+                store_some(o + n, load_some(o + n, some) + load(a.wide + i * Np + n), some);
             }
+        }
+    }
+
+    void run_head(const Space& a, int64_t sequence, int64_t head, int64_t chunks, float* grad_B, float* grad_C) const {
+        const int64_t P = s.head_dim, N = s.state_dim, Np = s.padded_state();
+        const int64_t at = (sequence * s.heads + head) * P * N;
+        recompute_states(a, head, chunks, initial ? initial + at : nullptr);
+        std::memset(a.flow, 0, size_t(P * Np) * sizeof(float));
+        if (grad_last) read_rows(grad_last + at, P, N, N, a.flow, Np);
+        double grad_rate = 0;
+        float* of_D = grad_D ? grad_D + (sequence * s.heads + head) * P : nullptr;
+        for (int64_t k = chunks - 1; k >= 0; --k)
+            grad_rate += run_chunk(a, a.chunks[k], s.offsets[sequence], head, of_D, grad_B, grad_C);
+        grad_A[sequence * s.heads + head] = float(grad_rate);
+        if (grad_initial) {
+            for (int64_t p = 0; p < P; ++p)
+                for (int64_t n = 0; n < N; n += kLanes) store_some(grad_initial + at + p * N + n, load(a.flow + p * Np + n), left_of(N, n));
+        }
+    }
+
+    // The state before every chunk that has one.
+    void recompute_states(const Space& a, int64_t head, int64_t chunks, const float* start) const {
+        const int64_t P = s.head_dim, N = s.state_dim, Pp = s.padded_head(), Np = s.padded_state();
+        const int64_t group = head / s.heads_per_group();
+        if (chunks && a.chunks[0].state == 0 && start) read_rows(start, P, N, N, a.states, Np);
+        for (int64_t k = 0; k + 1 < chunks; ++k) {
+            const Chunk& chunk = a.chunks[k];
+            if (a.chunks[k + 1].state < 0) continue;
+            float* next = a.states + a.chunks[k + 1].state * P * Np;
+            a.steps.compute(s, delta, A[head], chunk.row, chunk.size, head);
+            walk_back(a, chunk.size);
+            for (int64_t j = 0; j < chunk.size; j += kLanes) store(a.leave + j, load(a.leave + j) * load(a.steps.delta + j));
+            read_B(a, chunk, group);
+            read_rows(x + chunk.row * s.x_row + head * P, chunk.size, P, s.x_row, a.xf, Pp);
+            scale_rows(a.xf, a.leave, chunk.size, Pp, a.xf);
+            if (chunk.state >= 0) {
+                const float* state = a.states + chunk.state * P * Np;
+                const float whole = a.steps.whole(chunk.size);
+                for (int64_t i = 0; i < P * Np; i += kLanes) store(next + i, load(state + i) * whole);
+            }
+            multiply({a.xf, 1, Pp, a.Bf, Np, next, Np, chunk.state >= 0}, P, Np, chunk.size);
+        }
+    }
+
+    // leave_j: the decay from after j through the chunk's end.
+    void walk_back(const Space& a, int64_t size) const {
+        for (int64_t i = size; i < round_up(size); ++i) a.leave[i] = 0;
+        float product = 1;
+        for (int64_t i = size - 1; i >= 0; --i) {
+            a.leave[i] = product;
+            product *= a.steps.decay[i];
+        }
+    }
+
+    // One head, one chunk; gives its share of the gradient of A and turns `flow` into the gradient of the state before it.
+    double run_chunk(const Space& a, const Chunk& chunk, int64_t begin, int64_t head, float* of_D, float* grad_B, float* grad_C) const {
+        const int64_t P = s.head_dim, N = s.state_dim, Pp = s.padded_head(), Np = s.padded_state(), Qp = s.padded_chunk();
+        const int64_t q = chunk.size, qp = round_up(q), group = head / s.heads_per_group();
+        const float* state = chunk.state < 0 ? nullptr : a.states + chunk.state * P * Np;
+        const float* steps = a.steps.delta;
+        a.steps.compute(s, delta, A[head], chunk.row, q, head);
+        read_B(a, chunk, group), read_C(a, chunk, group);
+        read_rows(x + chunk.row * s.x_row + head * P, q, P, s.x_row, a.xf, Pp);
+        read_rows(grad_y + (chunk.row * s.heads + head) * P, q, P, s.heads * P, a.g, Pp);
+
+        // Within the chunk y_i = sum_j G_ij W_ij delta_j x_j, with G = C B^T and decays W: outer_ij = g_i . x_j,
+        // weights = G W, shares = outer G W delta, the part of log W in the gradient.
+        std::memset(a.turned, 0, size_t(P * Qp) * sizeof(float));
+        transpose(a.xf, q, P, Pp, a.turned, Qp);
+        multiply({a.g, Pp, 1, a.turned, Qp, a.outer, Qp, false}, q, qp, P);
+        const float* products = a.products + (chunk.row - begin) * Qp;
+        float* grad_products = a.grad_products + (chunk.row - begin) * Qp;
+        walk_decays(a.steps.decay, q, a.leave, [&](int64_t i, int64_t block, vfloat w) {
+            const int64_t at = i * Qp + block;
+            const vfloat weight = w * load(products + at), step = load(steps + block), outer = load(a.outer + at) * step;
+            store(a.weights + at, weight);
+            store(a.shares + at, outer * weight);
+            store(grad_products + at, load(grad_products + at) + outer * w);
+        });
+        sum_cuts(a, q);
+
+        // What leaves through the state: v_j = B_j . flow, then du_j = sum_{i >= j} weights_ij g_i + leave_j v_j.
+        std::memset(a.flow_turned, 0, size_t(N * Pp) * sizeof(float));
+        transpose(a.flow, P, N, Np, a.flow_turned, Pp);
+        multiply({a.Bf, Np, 1, a.flow_turned, Pp, a.v, Pp, false}, q, Pp, N);
+        scale_rows(a.v, a.leave, q, Pp, a.v);
+        for (int64_t j = 0; j < q; ++j) a.left[j] = steps[j] * dot(a.v + j * Pp, a.xf + j * Pp, Pp);
+        multiply({a.weights, 1, Qp, a.g, Pp, a.v, Pp, true}, q, Pp, q, kUpper);
+        for (int64_t j = 0; j < qp; j += kLanes) store(a.leave + j, load(a.leave + j) * load(steps + j));
+        scale_rows(a.xf, a.leave, q, Pp, a.scaled);
+        multiply({a.scaled, Pp, 1, a.flow, Np, a.wide, Np, false}, q, Np, P);
+        add_rows(a, grad_B, chunk, group);
+
+        // What enters through the state: y_i += enter_i C_i . state.
+        float kept = 0;
+        float before = 0;
+        scale_rows(a.g, a.steps.enter, q, Pp, a.scaled);
+        if (state) {
+            kept = a.steps.whole(q) * dot(a.flow, state, P * Np);
+            multiply({a.scaled, Pp, 1, state, Np, a.wide, Np, false}, q, Np, P);
+            add_rows(a, grad_C, chunk, group);
+            for (int64_t i = q - 1; i >= 0; --i) {
+                before += dot(a.wide + i * Np, a.Cf + i * Np, Np);
+                a.cuts[i] += before;
+            }
+            const float whole = a.steps.whole(q);
+            for (int64_t i = 0; i < P * Np; i += kLanes) store(a.flow + i, load(a.flow + i) * whole);
+            multiply({a.scaled, 1, Pp, a.Cf, Np, a.flow, Np, true}, P, Np, q);
+        } else {
+            std::memset(a.flow, 0, size_t(P * Np) * sizeof(float));
+        }
+
+        // The gradient of a step's log decay counts all that passes through the step.
+        double grad_rate = 0;
+        float after = kept;
+        for (int64_t k = 0; k < q; ++k) {
+            const float cut = a.cuts[k] + after;
+            after += a.left[k];
+            grad_rate += double(cut) * steps[k];
+            const float own = dot(a.v + k * Pp, a.xf + k * Pp, Pp);
+            grad_delta[(chunk.row + k) * s.heads + head] = cut * A[head] + own;
+        }
+        write_x(a, chunk, head, of_D);
+        return grad_rate;
+    }
+
+    // cuts_k = sum of shares_ij over j < k <= i.
+    void sum_cuts(const Space& a, int64_t q) const {
+        const int64_t Qp = s.padded_chunk();
+        const vint lane = lane_numbers();
+        float* below = a.left;  // of column j: the sum of shares_ij over i >= k
+        for (int64_t j = 0; j < round_up(q); ++j) below[j] = 0;
+        for (int64_t k = q - 1; k >= 0; --k) {
+            vfloat sum{};
+            for (int64_t block = 0; block < k; block += kLanes) {
+                const vint earlier = lane < int32_t(std::min<int64_t>(k - block, kLanes));
+                const vfloat share = load(a.shares + k * Qp + block), column = load(below + block) + (earlier ? share : vfloat{});
+                store(below + block, column);
+                sum += earlier ? column : vfloat{};
+            }
+            a.cuts[k] = horizontal_sum(sum);
+        }
+    }
+
+    void write_x(const Space& a, const Chunk& chunk, int64_t head, float* of_D) const {
+        const int64_t P = s.head_dim, Pp = s.padded_head();
+        for (int64_t c = 0; c < P; c += kLanes) {
+            const int n = left_of(P, c);
+            const vfloat skip = !D ? vfloat{} : s.D_per_channel ? load_some(D + head * P + c, n) : splat(D[head]);
+            vfloat sum{};
+            for (int64_t j = 0; j < chunk.size; ++j) {
+                const vfloat g = load(a.g + j * Pp + c);
+                vfloat dx = load(a.v + j * Pp + c) * a.steps.delta[j];
+                if (D) {
+                    dx += g * skip;
+                    sum += g * load(a.xf + j * Pp + c);
+                }
+                store_some(grad_x + ((chunk.row + j) * s.heads + head) * P + c, dx, n);
+            }
+            if (D) store_some(of_D + c, load_some(of_D + c, n) + sum, n);
         }
     }
 };
@@ -375,30 +469,28 @@ struct Backward {
 template <typename T>
 int backward(const Sizes& s, const void* grad_y, const float* grad_last, const void* x, const float* delta, const float* A,
              const void* B, const void* C, const float* D, const float* initial, void* grad_x, float* grad_delta,
-             float* grad_A, float* grad_B, float* grad_C, float* grad_D, float* grad_initial, int threads) {
+             float* grad_A, float* grad_B, float* grad_C, float* grad_D, float* grad_initial, int64_t parts, int threads) {
     const int64_t plane = s.rows * s.groups * s.state_dim;
+    const Backward<T> body{s, static_cast<const T*>(grad_y), static_cast<const T*>(x), static_cast<const T*>(B), static_cast<const T*>(C),
+                           grad_last, delta, A, D, initial, static_cast<T*>(grad_x), grad_delta, grad_A, grad_D, grad_initial};
+    int failed = 0;
+    // A task writes to its own place, so results do not depend on who runs it when.
+#pragma omp parallel for collapse(2) schedule(dynamic) num_threads(threads) if (threads > 1) reduction(| : failed)
     for (int64_t sequence = 0; sequence < s.sequences; ++sequence) {
-        // grad_D of a head sums over sequences, so sequences go one after the other; heads are independent
-#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
-        for (int64_t head = 0; head < s.heads; ++head) {
-#ifdef _OPENMP
-            const int64_t mine = omp_get_thread_num();
-#else
-            const int64_t mine = 0;
-#endif
-            const Backward<T> body{s, static_cast<const T*>(grad_y), static_cast<const T*>(x), static_cast<const T*>(B), static_cast<const T*>(C),
-                                   grad_last, delta, A, D, initial, static_cast<T*>(grad_x), grad_delta, grad_A, grad_D, grad_initial};
-            body.run(sequence, head, grad_B + mine * plane, grad_C + mine * plane);
+        for (int64_t part = 0; part < parts; ++part) {
+            const int64_t head = s.heads * part / parts, count = s.heads * (part + 1) / parts - head;
+            failed |= !body.run(sequence, head, count, grad_B + part * plane, grad_C + part * plane);
         }
     }
-    return 0;
+    return failed;
 }
 
 }  // namespace
 
 #define STATESCAN_SIZES \
-    const Sizes s { rows, heads, head_dim, groups, state_dim, sequences, chunk, x_row, delta_row, b_row, c_row, offsets, resets, dtype, 0, bool(D_per_channel) }
+    const Sizes s { rows, heads, head_dim, groups, state_dim, sequences, chunk, x_row, delta_row, b_row, c_row, offsets, resets, bool(D_per_channel) }
 
+// Both give 1 where there is no memory for scratch.
 STATESCAN_EXPORT(int, ssd_forward)
 (const void* x, const float* delta, const float* A, const void* B, const void* C, const float* D, const float* initial,
  const int64_t* offsets, const uint8_t* resets, void* y, float* last, int64_t rows, int64_t heads, int64_t head_dim,
@@ -410,27 +502,28 @@ STATESCAN_EXPORT(int, ssd_forward)
         case kBFloat16: return forward<bfloat16>(s, x, delta, A, B, C, D, initial, y, last, threads);
         case kFloat16: return forward<float16>(s, x, delta, A, B, C, D, initial, y, last, threads);
     }
-    return 1;
+    return 2;
 }
 
-// grad_B and grad_C: (threads, rows, groups, N) zeros, to be summed by the caller; grad_D: (heads, head_dim) zeros.
+// grad_B and grad_C: (parts, rows, groups, N) zeros, to be summed by the caller over the parts among which heads are
+// divided; grad_A: (sequences, heads) and grad_D: (sequences, heads, head_dim) zeros, to be summed over sequences.
 STATESCAN_EXPORT(int, ssd_backward)
 (const void* grad_y, const float* grad_last, const void* x, const float* delta, const float* A, const void* B, const void* C,
  const float* D, const float* initial, const int64_t* offsets, const uint8_t* resets, void* grad_x, float* grad_delta,
  float* grad_A, float* grad_B, float* grad_C, float* grad_D, float* grad_initial, int64_t rows, int64_t heads,
  int64_t head_dim, int64_t groups, int64_t state_dim, int64_t sequences, int64_t chunk, int64_t x_row, int64_t delta_row,
- int64_t b_row, int64_t c_row, int D_per_channel, int dtype, int threads) {
+ int64_t b_row, int64_t c_row, int D_per_channel, int dtype, int threads, int64_t parts) {
     STATESCAN_SIZES;
 #define STATESCAN_RUN(T)                                                                                              \
     return backward<T>(s, grad_y, grad_last, x, delta, A, B, C, D, initial, grad_x, grad_delta, grad_A, grad_B, grad_C, \
-                       grad_D, grad_initial, threads)
+                       grad_D, grad_initial, parts, threads)
     switch (dtype) {
         case kFloat32: STATESCAN_RUN(float);
         case kBFloat16: STATESCAN_RUN(bfloat16);
         case kFloat16: STATESCAN_RUN(float16);
     }
 #undef STATESCAN_RUN
-    return 1;
+    return 2;
 }
 
 }  // namespace STATESCAN_LEVEL

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from statescan.kernels import cpu
 
+_CHUNKS = (16, 128)  # shorter chunks waste registers, longer ones leave the cache; results are the same
 _WORK_PER_THREAD = 1 << 16  # length x heads x head_dim x state_dim; less, and a second thread does not pay
 
 
@@ -49,7 +50,7 @@ class _Call:
             groups,
             state_dim,
             self.count,
-            max(1, min(chunk_size, length)),
+            min(max(chunk_size, _CHUNKS[0]), _CHUNKS[1]),
             self.x.stride(0),
             self.delta.stride(0),
             self.B.stride(0),
@@ -64,6 +65,11 @@ class _Call:
 
 def _empty(x: Tensor, B: Tensor) -> bool:
     return x.numel() == 0 or B.shape[3] == 0
+
+
+def _succeed(code: int) -> None:
+    if code:
+        raise MemoryError("ssd: no memory for the kernel's scratch")
 
 
 def forward(
@@ -81,7 +87,7 @@ def forward(
         return y, last.zero_() if state is None else last.copy_(state)
     call = _Call(x, delta, A, B, C, D, state, *args)
     function = cpu.function("ssd_forward", "p" * 11 + "l" * 11 + "iii")
-    function(*call.pointers(), y.data_ptr(), last.data_ptr(), *call.sizes, *call.options)
+    _succeed(function(*call.pointers(), y.data_ptr(), last.data_ptr(), *call.sizes, *call.options))
     return y, last
 
 
@@ -98,15 +104,13 @@ def backward(
     *args: Any,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x, delta, A, B, C, D and the initial state."""
-    grad_x = torch.zeros_like(x, memory_format=torch.contiguous_format)
-    grad_delta = torch.zeros_like(delta, memory_format=torch.contiguous_format)
     heads, head_dim = x.shape[2:]
-    grad_D = torch.zeros(heads, head_dim)
+    grad_D = None
     if _empty(x, B):
+        grads = [torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (x, delta, A, B, C)]
         if D is not None and grad_y is not None and x.numel():
-            grad_x = grad_y * (D[:, None] if D.ndim == 1 else D).to(grad_y.dtype)
+            grads[0] = grad_y * (D[:, None] if D.ndim == 1 else D).to(grad_y.dtype)
             grad_D = (grad_y.float() * x.float()).sum((0, 1))
-        grads: list[Tensor | None] = [grad_x, grad_delta, torch.zeros_like(A), torch.zeros_like(B), torch.zeros_like(C)]
         grad_state = None
         if state is not None:
             grad_state = torch.zeros_like(state) if grad_last is None else grad_last
@@ -115,20 +119,28 @@ def backward(
         given = torch.zeros_like(x) if grad_y is None else grad_y.to(x.dtype)
         given = given.contiguous()
         carried = None if grad_last is None else grad_last.float().contiguous()
-        grad_A = torch.zeros(call.count, heads)
-        sums = [torch.zeros(call.threads, *B.shape) for _ in range(2)]
+        grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+        grad_delta = torch.empty_like(delta, memory_format=torch.contiguous_format)
+        grad_A = torch.empty(call.count, heads)
+        # Many sequences keep all threads busy; for few of them heads are divided into parts, each with its own sums.
+        parts = 1 if call.count >= 4 * call.threads else min(call.threads, heads)
+        sums = [torch.zeros(parts, *B.shape) for _ in range(2)]
+        of_heads = None if D is None else torch.zeros(call.count, heads, head_dim)
         grad_state = None if state is None else torch.empty_like(call.state)  # type: ignore[arg-type]
-        function = cpu.function("ssd_backward", "p" * 18 + "l" * 11 + "iii")
-        function(
+        function = cpu.function("ssd_backward", "p" * 18 + "l" * 11 + "iiil")
+        code = function(
             given.data_ptr(),
             cpu.pointer(carried),
             *call.pointers(),
-            *(cpu.pointer(t) for t in (grad_x, grad_delta, grad_A, *sums, grad_D, grad_state)),
+            *(cpu.pointer(t) for t in (grad_x, grad_delta, grad_A, *sums, of_heads, grad_state)),
             *call.sizes,
             *call.options,
+            parts,
         )
+        _succeed(code)
+        grad_D = None if of_heads is None else of_heads.sum(0)
         grads = [grad_x, grad_delta, grad_A.sum(0), *(s.sum(0) for s in sums)]
-    of_D = None
     if D is not None:
-        of_D = grad_D if D.ndim == 2 else grad_D.sum(1)
-    return (*grads, of_D, grad_state)
+        grad_D = torch.zeros(heads, head_dim) if grad_D is None else grad_D
+        grad_D = grad_D if D.ndim == 2 else grad_D.sum(1)
+    return (*grads, grad_D, grad_state)

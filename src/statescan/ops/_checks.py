@@ -34,7 +34,7 @@ def floating(
         raise TypeError(f"{name}: {label} has dtype {given}; accepted: {names}")
     if ndim is not None and tensor.ndim != ndim:
         raise ValueError(f"{name}: {label} has shape {tuple(tensor.shape)}; expected {ndim} dimensions")
-    if shape is not None:
+    if shape is not None and tensor.shape != shape:
         fits(name, label, tensor, shape)
 
 

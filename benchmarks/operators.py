@@ -1,0 +1,212 @@
+"""`ssd`, `causal_conv1d`, `linear_scan`, `gated_rms_norm` and their steps beside the same formulas in plain PyTorch.
+
+python -m benchmarks.operators [NAME ...]
+
+compares results first, then prints the median times of both, in one run, taking turns. ``--no-save`` leaves
+``benchmarks/results/operators.json`` and ``.md`` as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks import _measure
+from statescan import ops
+
+
+@dataclass(frozen=True)
+class Case:
+    """An operator, what it stands beside, and the arguments of both."""
+
+    operator: str
+    sizes: str
+    ours: Callable[..., Tensor]
+    formula: Callable[..., Tensor]
+    arguments: tuple[Tensor, ...]
+    forward_only: bool = False
+
+
+# ---- the formulas --------------------------------------------------------------------------------------------
+
+
+def chunked_ssd(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int = 64) -> Tensor:
+    """Dao and Gu 2024, listing 1: quadratic within chunks, a recurrence of states between them."""
+    kind, per_group = x.dtype, x.shape[2] // B.shape[2]
+    x, B, C = x.float(), B.float(), C.float()
+    x, decay = x * delta[..., None], delta * A
+    B, C = (w.repeat_interleave(per_group, dim=2) for w in (B, C))
+    x, B, C, decay = (t.unflatten(1, (-1, chunk)) for t in (x, B, C, decay))
+    decay = decay.permute(0, 3, 1, 2)  # (batch, heads, chunks, chunk)
+    total = decay.cumsum(-1)
+    within = torch.exp(_segment_sums(decay))
+    y = torch.einsum("bclhn,bcshn,bhcls,bcshp->bclhp", C, B, within, x)
+    states = torch.einsum("bclhn,bhcl,bclhp->bchpn", B, torch.exp(total[..., -1:] - total), x)
+    between = torch.exp(_segment_sums(F.pad(total[..., -1], (1, 0))))
+    states = torch.cat([torch.zeros_like(states[:, :1]), states], dim=1)
+    states = torch.einsum("bhzc,bchpn->bzhpn", between, states)[:, :-1]
+    return (y + torch.einsum("bclhn,bchpn,bhcl->bclhp", C, states, torch.exp(total))).flatten(1, 2).to(kind)
+
+
+def _segment_sums(values: Tensor) -> Tensor:
+    """Sums over (j, i] for j <= i, minus infinity elsewhere."""
+    size = values.shape[-1]
+    mask = torch.ones(size, size, dtype=torch.bool)
+    spread = values[..., None].expand(*values.shape, size).masked_fill(~mask.tril(-1), 0)
+    return spread.cumsum(-2).masked_fill(~mask.tril(), -torch.inf)
+
+
+def conv1d_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    width, channels = weight.shape[1], x.shape[2]
+    y = F.conv1d(x.transpose(1, 2), weight[:, None], bias, padding=width - 1, groups=channels)
+    return F.silu(y[..., : x.shape[1]]).transpose(1, 2)
+
+
+def gated_norm(x: Tensor, weight: Tensor, gate: Tensor) -> Tensor:
+    h = x * F.silu(gate)
+    return h * torch.rsqrt(h.square().mean(-1, keepdim=True) + 1e-5) * weight
+
+
+def scan_loop(a: Tensor, b: Tensor) -> Tensor:
+    h, rows = torch.zeros_like(b[:, 0]), []
+    for a_t, b_t in zip(a.unbind(1), b.unbind(1), strict=True):
+        h = a_t * h + b_t
+        rows.append(h)
+    return torch.stack(rows, dim=1)
+
+
+def scan_doubling(a: Tensor, b: Tensor) -> Tensor:
+    """Hillis and Steele 1986: log2(length) passes over everything."""
+    reach = 1
+    while reach < b.shape[1]:
+        b = torch.cat([b[:, :reach], torch.addcmul(b[:, reach:], a[:, reach:], b[:, :-reach])], dim=1)
+        a = torch.cat([a[:, :reach], a[:, reach:] * a[:, :-reach]], dim=1)
+        reach *= 2
+    return b
+
+
+def step_formula(state: Tensor, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    per_group = x.shape[1] // B.shape[1]
+    B, C = (w.repeat_interleave(per_group, dim=1) for w in (B, C))
+    after = torch.exp(delta * A)[..., None, None] * state + (delta[..., None] * x)[..., None] * B[:, :, None]
+    return torch.einsum("bhpn,bhn->bhp", after, C)
+
+
+# ---- the cases -----------------------------------------------------------------------------------------------
+
+
+def _ssd_arguments(length: int, heads: int, head_dim: int, state_dim: int, groups: int = 1) -> tuple[Tensor, ...]:
+    delta = F.softplus(torch.randn(1, length, heads) - 3)
+    B, C = torch.randn(2, 1, length, groups, state_dim)
+    return torch.randn(1, length, heads, head_dim), delta, -torch.rand(heads) * 15 - 1, B, C
+
+
+def cases() -> Iterator[Case]:
+    torch.manual_seed(0)
+    for state_dim in (16, 64, 128, 256):
+        sizes = f"length 1024, heads 24 x 64, state {state_dim}"
+        yield Case("ssd", sizes, ops.ssd, chunked_ssd, _ssd_arguments(1024, 24, 64, state_dim))
+    sizes = "length 1024, heads 24 x 64, state 128, bfloat16"
+    x, delta, A, B, C = _ssd_arguments(1024, 24, 64, 128)
+    yield Case("ssd", sizes, ops.ssd, chunked_ssd, (x.bfloat16(), delta, A, B.bfloat16(), C.bfloat16()))
+    x, weight, bias = torch.randn(1, 1024, 3072)[..., :1536], torch.randn(1536, 4), torch.randn(1536)
+    yield Case(
+        "causal_conv1d", "length 1024, half of 3072 channels, width 4, silu", _conv, conv1d_silu, (x, weight, bias)
+    )
+    x, weight, gate = torch.randn(1, 1024, 1536), torch.randn(1536), torch.randn(1, 1024, 1536)
+    yield Case("gated_rms_norm", "length 1024, 1536 channels, gate", ops.gated_rms_norm, gated_norm, (x, weight, gate))
+    a, b = torch.rand(1, 1024, 1536), torch.randn(1, 1024, 1536)
+    yield Case("linear_scan", "length 1024, 1536 channels; a loop", ops.linear_scan, scan_loop, (a, b))
+    yield Case("linear_scan", "length 1024, 1536 channels; doubling", ops.linear_scan, scan_doubling, (a, b))
+    a = torch.polar(torch.rand(1, 1024, 768), torch.randn(1, 1024, 768))
+    b = torch.randn(1, 1024, 768, dtype=torch.complex64)
+    yield Case("linear_scan", "length 1024, 768 complex channels; a loop", ops.linear_scan, scan_loop, (a, b))
+    x, delta, A, B, C = _ssd_arguments(1, 24, 64, 128)
+    state = torch.randn(1, 24, 64, 128)
+    now = (state, x[:, 0], delta[:, 0], A, B[:, 0], C[:, 0])
+    yield Case("ssd_step", "heads 24 x 64, state 128", _step, step_formula, now, forward_only=True)
+
+
+def _conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    y = ops.causal_conv1d(x, weight, bias, activation="silu")
+    assert isinstance(y, Tensor)
+    return y
+
+
+def _step(*args: Tensor) -> Tensor:
+    return ops.ssd_step(*args)[0]
+
+
+# ---- the comparison ------------------------------------------------------------------------------------------
+
+
+def _trained(function: Callable[..., Tensor], arguments: tuple[Tensor, ...]) -> Callable[[], Any]:
+    leaves = [t.detach().requires_grad_() for t in arguments]
+    weight = torch.randn_like(function(*arguments))
+
+    def run() -> Any:
+        return torch.autograd.grad(function(*leaves), leaves, weight)
+
+    return run
+
+
+def measure(case: Case, seconds: float) -> dict[str, Any]:
+    """Check that both agree, then time them."""
+    with torch.no_grad():
+        ours, theirs = case.ours(*case.arguments), case.formula(*case.arguments)
+        # The formula may round more often than the kernel does; figures are worthless where the two differ by more.
+        tolerance = 3e-2 if case.arguments[0].dtype == torch.bfloat16 else 1e-4
+        error = float((ours - theirs).abs().max() / theirs.abs().max())
+        assert error < tolerance, f"{case.operator}: off by {error:.1e} of the largest value"
+        both = {"ours": lambda: case.ours(*case.arguments), "formula": lambda: case.formula(*case.arguments)}
+        forward = _measure.milliseconds(both, seconds=seconds)
+    row: dict[str, Any] = {"operator": case.operator, "sizes": case.sizes, "forward": forward}
+    if not case.forward_only:
+        both = {
+            "ours": _trained(case.ours, case.arguments),
+            "formula": _trained(case.formula, case.arguments),
+        }
+        row["forward and backward"] = _measure.milliseconds(both, seconds=seconds)
+    return row
+
+
+def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Milliseconds of both and their ratio, a row a case."""
+    flat = []
+    for row in rows:
+        columns = {"operator": row["operator"], "sizes, float32 unless said": row["sizes"]}
+        for kind, label in (("forward", "forward"), ("forward and backward", "both")):
+            times = row.get(kind)
+            columns[f"{label}, ms"] = times and times["ours"]
+            columns[f"{label}, PyTorch"] = times and times["formula"]
+            columns[f"{label}, ratio"] = times and times["formula"] / times["ours"]
+        flat.append(columns)
+    return flat
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("operator", nargs="*", help="measure only these")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each pair of times (default: 1)")
+    parser.add_argument("--no-save", action="store_true")
+    options = parser.parse_args()
+    chosen = [case for case in cases() if not options.operator or case.operator in options.operator]
+    known = sorted({case.operator for case in cases()})
+    unknown = set(options.operator) - set(known)
+    if unknown:
+        parser.error(f"operator: unknown {', '.join(sorted(unknown))}; known: {', '.join(known)}")
+    rows = [measure(case, options.seconds) for case in chosen]
+    title = "Medians in milliseconds: both is forward and backward"
+    _measure.show(title, table(rows))
+    if not options.no_save and not options.operator:
+        print(f"written to {_measure.save('operators', rows, tables={title: table(rows)})}")
+
+
+if __name__ == "__main__":
+    main()

@@ -51,6 +51,17 @@ def milliseconds(
     return {name: statistics.median(taken) for name, taken in times.items()}
 
 
+def peak_memory() -> int:
+    """The most bytes that this process has held at once."""
+    status = Path("/proc/self/status")
+    if status.exists():  # what getrusage says here includes the parent's peak, from before the program was loaded
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def keep_freed_memory() -> None:
     """Have the C library reuse freed memory of any size, for all candidates alike.
 

@@ -166,9 +166,9 @@ def against_the_floor() -> list[dict[str, Any]]:
 
 
 _PEAK = """
-import resource, sys, torch
+import sys
+from benchmarks._measure import peak_memory as peak
 from benchmarks.selective_scan import forward_and_backward, inputs, ours
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 forward_and_backward(ours, inputs(64))()
 arguments = inputs(int(sys.argv[1]))
 call = forward_and_backward(ours, arguments)

@@ -72,10 +72,11 @@ inline vcomplex decay(vfloat step, vcomplex A) {
 inline vfloat step_slope(vfloat g, vfloat A) { return g * A; }
 inline vfloat step_slope(vcomplex g, vcomplex A) { return g.re * A.re + (g.im * A.im) * (kTwoPi / kLn2); }
 
-inline void set_lane(vfloat& v, int lane, float s) { v[lane] = s; }
-inline void set_lane(vcomplex& v, int lane, complex s) { v.re[lane] = s.re, v.im[lane] = s.im; }
-inline float get_lane(const vfloat& v, int lane) { return v[lane]; }
-inline complex get_lane(const vcomplex& v, int lane) { return {v.re[lane], v.im[lane]}; }
+// By address: an index that is not known beforehand would rebuild the register each time.
+inline void set_lane(vfloat& v, int lane, float s) { reinterpret_cast<float*>(&v)[lane] = s; }
+inline void set_lane(vcomplex& v, int lane, complex s) { set_lane(v.re, lane, s.re), set_lane(v.im, lane, s.im); }
+inline float get_lane(const vfloat& v, int lane) { return reinterpret_cast<const float*>(&v)[lane]; }
+inline complex get_lane(const vcomplex& v, int lane) { return {get_lane(v.re, lane), get_lane(v.im, lane)}; }
 inline float sum_lanes(vfloat v) { return horizontal_sum(v); }
 inline complex sum_lanes(vcomplex v) { return {horizontal_sum(v.re), horizontal_sum(v.im)}; }
 inline complex operator+(complex a, complex b) { return {a.re + b.re, a.im + b.im}; }

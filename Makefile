@@ -62,7 +62,7 @@ docs: install  ## build the documentation into site/
 native:  ## build the CPU kernels in place, for work on csrc/
 	cmake -S . -B $(NATIVE_BUILD) -G Ninja
 	cmake --build $(NATIVE_BUILD)
-	cp $(NATIVE_BUILD)/libstatescan_cpu.* src/statescan/kernels/
+	install $(NATIVE_BUILD)/libstatescan_cpu.* src/statescan/kernels/  # a new file: running processes keep the old one
 
 clean:  ## remove what was built
 	rm -rf build dist site $(VENV)/.installed src/statescan/kernels/libstatescan_cpu.*

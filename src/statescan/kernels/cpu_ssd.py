@@ -144,3 +144,27 @@ def backward(
         grad_D = torch.zeros(heads, head_dim) if grad_D is None else grad_D
         grad_D = grad_D if D.ndim == 2 else grad_D.sum(1)
     return (*grads, grad_D, grad_state)
+
+
+def step(
+    state: Tensor, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """y in float32, before any gate, and the next state."""
+    small = [None if t is None else t.float().contiguous() for t in (state, x, delta, A, B, C, D)]
+    batch, heads, head_dim, state_dim = state.shape
+    y, after = torch.empty(x.shape), torch.empty(state.shape)
+    if state.numel() == 0:
+        y = torch.zeros(x.shape) if D is None else (D[:, None] if D.ndim == 1 else D) * x.float()
+        return y, after
+    threads = max(1, min(cpu.threads(), state.numel() // _WORK_PER_THREAD))
+    cpu.function("ssd_step", "p" * 9 + "lllllii")(
+        *(cpu.pointer(t) for t in (*small, y, after)),
+        batch,
+        heads,
+        head_dim,
+        B.shape[1],
+        state_dim,
+        int(D is not None and D.ndim == 2),
+        threads,
+    )
+    return y, after

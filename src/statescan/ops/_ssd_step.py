@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from statescan.kernels import cpu_ssd
 from statescan.ops import _checks as checks
 from statescan.ops._dispatch import (
     Implementation,
@@ -168,6 +169,15 @@ def _plain(
     return y.to(x.dtype), after
 
 
+def _cpu_forward(
+    state: Tensor, x: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    y, after = cpu_ssd.step(state, x, step, A, B, C, D)
+    if z is not None:
+        y = y * F.silu(z.float())
+    return y.to(x.dtype), after
+
+
 def _gradient(grad_y: Tensor | None, grad_state: Tensor | None, *args: Any) -> list[Tensor | None]:
     return checks.vector_jacobian_product(_plain, args, 8, (grad_y, grad_state))
 
@@ -178,7 +188,6 @@ def _triton_accepts(state: Tensor, x: Tensor, *args: Any) -> str | None:
 
 OPERATOR.implementations += [
     replace(triton_implementation("ssd_step", _triton_accepts), backward=_gradient),
-    # On a CPU torch's matrix product is the compiled step: at one position it beats the scan's kernel.
-    Implementation("cpu", cpu_accepts, _plain, _gradient),
+    Implementation("cpu", cpu_accepts, _cpu_forward, _gradient),
     Implementation("reference", lambda *args: None, _plain, _gradient),
 ]

@@ -16,7 +16,7 @@ from tests.tasks._runs import SMALL, command, metrics, run_language, write_text
 
 pytest.importorskip("pytorch_lightning")
 
-from statescan.tasks._module import TokenPrediction, schedule, token_sums
+from statescan.tasks._module import Learner, next_token, schedule, token_sums
 
 
 @pytest.fixture(scope="module")
@@ -163,11 +163,11 @@ def test_a_tokenizer_of_a_file(text, tmp_path):
 # -- the module -------------------------------------------------------------------------------------------------------
 
 
-def module(**changes) -> TokenPrediction:
+def module(**changes) -> Learner:
     settings = LanguageTraining(**SMALL)
     torch.manual_seed(0)
     model = statescan.create_model("mamba_tiny", dim=16, depth=2, state_dim=4)
-    return TokenPrediction(model, settings, targets=24, **changes)
+    return Learner(model, settings, next_token(count_correct=False), targets=24, **changes)
 
 
 def batch(tokens, *, fresh=True, resets=None):

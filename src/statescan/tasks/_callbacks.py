@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from statescan.tasks._module import Sums, TokenPrediction, schedule
+from statescan.tasks._module import Learner, Sums, schedule
 from statescan.tasks._run_folder import RunFolder, replacing
 from statescan.tasks._settings import TrainingSettings
 
@@ -88,8 +88,9 @@ class Recorder(Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Once a step is whole, record it."""
-        module: TokenPrediction = pl_module
-        self.tokens += batch["tokens"].numel() * trainer.world_size
+        module: Learner = pl_module
+        given = batch["tokens"] if "tokens" in batch else batch["inputs"]  # (batch, length), (batch, length, channels)
+        self.tokens += given.shape[:2].numel() * trainer.world_size
         step = trainer.global_step
         if step == self._step:
             return
@@ -113,7 +114,7 @@ class Recorder(Callback):
         if last or trainer.should_stop or step % self.settings.checkpoint_every == 0:
             self._save(trainer, step)
 
-    def _training_row(self, trainer: Any, module: TokenPrediction, step: int) -> dict[str, float]:
+    def _training_row(self, trainer: Any, module: Learner, step: int) -> dict[str, float]:
         sums = Sums(*self._sums.tolist())
         self._sums = torch.zeros(3, dtype=torch.float64)
         norm = float(module.gradient_norm)

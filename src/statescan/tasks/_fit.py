@@ -17,11 +17,11 @@ from torch.utils.data import DataLoader, IterableDataset
 from statescan.checkpoints import save
 from statescan.models import build_model
 from statescan.tasks._callbacks import AtomicCheckpointIO, ProgressBar, Recorder
-from statescan.tasks._module import Sums, TokenPrediction
+from statescan.tasks._module import Learner, Measure, Sums, next_token
 from statescan.tasks._run_folder import RunFolder
 from statescan.tasks._settings import TrainingSettings
 
-#: First batch, process and number of processes to batches (of `data.TokenBatch` or `data.SyntheticBatch`).
+#: First batch, process and number of processes to batches: frozen dataclasses of tensors, such as `data.TokenBatch`.
 MakeBatches = Callable[[int, int, int], IterableDataset]
 
 
@@ -35,8 +35,8 @@ class Objective:
         targets: how many targets a sequence can have.
         columns: names of the numbers of a validation.
         describe: gives these numbers.
+        measure: the loss.
         carry_state: hand the model's state from batch to batch.
-        count_correct: count right answers.
         enough: says of a validation's numbers whether training can stop.
     """
 
@@ -45,8 +45,8 @@ class Objective:
     targets: int
     columns: tuple[str, ...]
     describe: Callable[[Sums], dict[str, float]]
+    measure: Measure = next_token(count_correct=False)
     carry_state: bool = False
-    count_correct: bool = False
     enough: Callable[[dict[str, float]], bool] = lambda numbers: False
 
 
@@ -110,12 +110,8 @@ def fit(
             enough=objective.enough,
             reports=reports,
         )
-        module = TokenPrediction(
-            model,
-            settings,
-            targets=objective.targets,
-            carry_state=objective.carry_state,
-            count_correct=objective.count_correct,
+        module = Learner(
+            model, settings, objective.measure, targets=objective.targets, carry_state=objective.carry_state
         )
         trainer = _trainer(settings, [recorder, *([bar] if settings.progress else [])])
         data = _Batches(objective.batches, settings.accumulate)
@@ -178,7 +174,7 @@ def _as_dict(batch: Any) -> dict[str, Any]:
     return {"resets": None, "fresh": True, **vars(batch)}
 
 
-def _whole(trainer: Any, module: TokenPrediction) -> Any:
+def _whole(trainer: Any, module: Learner) -> Any:
     """The trained model in one piece, also where it was trained in shards."""
     if module.settings.strategy != "fsdp":
         return module.model
@@ -213,7 +209,7 @@ def _draw(folder: RunFolder, settings: TrainingSettings, columns: tuple[str, ...
 
     measure = columns[-1]
     curves = {"training": folder.metrics.series("train_loss"), "validation": folder.metrics.series("validation_loss")}
-    return draw_curves(folder.picture, {"loss (nats a target)": curves, measure: {"": folder.metrics.series(measure)}})
+    return draw_curves(folder.picture, {"loss a target": curves, measure: {"": folder.metrics.series(measure)}})
 
 
 @contextlib.contextmanager

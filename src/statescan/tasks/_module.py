@@ -1,4 +1,4 @@
-"""Learning to predict tokens, as a Lightning module: the loss, the optimiser, the state carried from batch to batch."""
+"""Training as a Lightning module: the loss, the optimiser, the state carried from batch to batch."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Sums:
     """What metrics are made of, over any number of batches and processes.
 
     Fields:
-        loss: cross-entropy of the targets, in nats.
+        loss: of all targets together: their cross-entropy in nats, or their squared errors.
         count: targets.
-        correct: targets that were the most probable token.
+        correct: targets that were found most probable, or the absolute errors of numbers.
     """
 
     loss: float
@@ -33,12 +33,12 @@ class Sums:
 
     @property
     def mean_loss(self) -> float:
-        """Loss a target, in nats; not a number where there was none."""
+        """Loss a target; not a number where there was none."""
         return self.loss / self.count if self.count else math.nan
 
     @property
     def accuracy(self) -> float:
-        """Fraction of targets that were the most probable token."""
+        """Right targets, or the absolute error, a target."""
         return self.correct / self.count if self.count else math.nan
 
 
@@ -58,6 +58,20 @@ def token_sums(logits: Tensor, targets: Tensor, *, count_correct: bool) -> tuple
     return loss, torch.stack([loss.detach().to(wide), asked.sum().to(wide), correct.to(wide)])
 
 
+#: A model, a batch and the state before it -> the summed loss with its gradient, the numbers of `Sums`, the state after.
+Measure = Callable[[Any, dict[str, Any], State | None], tuple[Tensor, Tensor, State | None]]
+
+
+def next_token(*, count_correct: bool) -> Measure:
+    """How well a language model predicts the ``targets`` of ``tokens``; ``resets`` mark where documents begin."""
+
+    def measure(model: Any, batch: dict[str, Any], state: State | None) -> tuple[Tensor, Tensor, State | None]:
+        logits, state = model(batch["tokens"], state, resets=batch["resets"])
+        return *token_sums(logits, batch["targets"], count_correct=count_correct), state
+
+    return measure
+
+
 def schedule(settings: TrainingSettings) -> Callable[[int], float]:
     """The learning rate of a step as a fraction of the highest: linear warm-up, then half a cosine."""
 
@@ -71,8 +85,8 @@ def schedule(settings: TrainingSettings) -> Callable[[int], float]:
     return factor
 
 
-class TokenPrediction(lightning.LightningModule):
-    """Trains a language model on batches of ``tokens``, ``targets`` and, where documents begin, ``resets``.
+class Learner(lightning.LightningModule):
+    """Trains a model on batches, dictionaries of tensors whose first axis is the batch.
 
     The loss of a batch is summed over its targets and divided by the number there can be, a constant. So a step's
     gradient is the same whether its sequences come in one batch, in several, or to several processes.
@@ -80,26 +94,26 @@ class TokenPrediction(lightning.LightningModule):
     Arguments:
         model: the model.
         settings: of the run.
+        measure: the loss.
         targets: how many targets a sequence can have.
         carry_state: hand the state, cut from its gradient, from batch to batch (truncated back-propagation).
-        count_correct: count which targets were the most probable token.
     """
 
     def __init__(
         self,
         model: Any,
         settings: TrainingSettings,
+        measure: Measure,
         *,
         targets: int,
         carry_state: bool = False,
-        count_correct: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
         self.settings = settings
+        self.measure = measure
         self.targets = targets
         self.carry_state = carry_state
-        self.count_correct = count_correct
         self.state: State | None = None
         self.sums = torch.zeros(3, dtype=torch.float64)
         self.gradient_norm = torch.tensor(math.nan)
@@ -145,9 +159,8 @@ class TokenPrediction(lightning.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """The loss of a batch."""
         state = self.state if self.carry_state and not batch["fresh"] else None
-        logits, state = self.model(batch["tokens"], state, resets=batch["resets"])
-        self.state = state.detach() if self.carry_state else None
-        loss, sums = token_sums(logits, batch["targets"], count_correct=self.count_correct)
+        loss, sums, state = self.measure(self.model, batch, state)
+        self.state = state.detach() if self.carry_state and state is not None else None
         self.sums = self.sums.to(sums) + sums
         return loss / (self.targets * batch["targets"].shape[0])
 
@@ -190,7 +203,7 @@ class TokenPrediction(lightning.LightningModule):
             batch = self.transfer_batch_to_device(batch, self.device, 0)
             with self.trainer.precision_plugin.forward_context():
                 before = state if self.carry_state and not batch["fresh"] else None
-                logits, state = self.model(batch["tokens"], before, resets=batch["resets"])
-            total += token_sums(logits, batch["targets"], count_correct=self.count_correct)[1].cpu()
+                _, sums, state = self.measure(self.model, batch, before)
+            total += sums.cpu()
         self.model.train(training)
         return Sums(*self.reduce(total).tolist())

@@ -139,6 +139,7 @@ def train_synthetic(settings: SyntheticTraining) -> TrainingResult:
         return {"validation_loss": sums.mean_loss, "validation_accuracy": sums.accuracy}
 
     from statescan.tasks._fit import Objective, fit
+    from statescan.tasks._module import next_token
 
     objective = Objective(
         batches,
@@ -146,7 +147,7 @@ def train_synthetic(settings: SyntheticTraining) -> TrainingResult:
         targets=answers_of(task),
         columns=("validation_loss", "validation_accuracy"),
         describe=describe,
-        count_correct=True,
+        measure=next_token(count_correct=True),
         enough=lambda numbers: numbers["validation_accuracy"] >= settings.stop_at,
     )
     return fit(model, settings, folder, objective)

@@ -2,6 +2,7 @@
 
 from statescan.data._copying import Copying, SelectiveCopying, copying
 from statescan.data._induction import InductionHead, InductionHeads, induction_head_sequences
+from statescan.data._listops import LISTOPS_VOCABULARY, ListOps, evaluate_listops, listops_tokens, listops_value
 from statescan.data._long_context import Passkey, PhoneBook
 from statescan.data._recall import (
     AssociativeRecall,
@@ -9,6 +10,7 @@ from statescan.data._recall import (
     associative_recall_sequences,
     multi_query_recall,
 )
+from statescan.data._sequences import SEQUENCE_DATA, LabelledSequences, SequenceBatch, listops, read_sequences
 from statescan.data._signals import adding, delay
 from statescan.data._synthetic import IGNORED, SyntheticBatch, SyntheticTask, batch_seed
 from statescan.data._tasks import SYNTHETIC_TASKS, synthetic_task
@@ -18,6 +20,8 @@ from statescan.data._windows import ContinuedOrder, SequentialOrder, ShuffledOrd
 
 __all__ = [
     "IGNORED",
+    "LISTOPS_VOCABULARY",
+    "SEQUENCE_DATA",
     "SYNTHETIC_TASKS",
     "AssociativeRecall",
     "ContinuedOrder",
@@ -25,10 +29,13 @@ __all__ = [
     "HubSource",
     "InductionHead",
     "InductionHeads",
+    "LabelledSequences",
+    "ListOps",
     "MultiQueryRecall",
     "Passkey",
     "PhoneBook",
     "SelectiveCopying",
+    "SequenceBatch",
     "SequentialOrder",
     "ShuffledOrder",
     "SyntheticBatch",
@@ -42,9 +49,14 @@ __all__ = [
     "batch_seed",
     "copying",
     "delay",
+    "evaluate_listops",
     "fingerprint",
     "induction_head_sequences",
+    "listops",
+    "listops_tokens",
+    "listops_value",
     "multi_query_recall",
+    "read_sequences",
     "read_text",
     "synthetic_task",
     "text_files",

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from statescan.checkpoints import save
 from statescan.models import build_model
 from statescan.tasks._callbacks import AtomicCheckpointIO, ProgressBar, Recorder
-from statescan.tasks._module import Learner, Measure, Sums, next_token
+from statescan.tasks._module import Learner, Measure, Sums
 from statescan.tasks._run_folder import RunFolder
 from statescan.tasks._settings import TrainingSettings
 
@@ -45,7 +45,7 @@ class Objective:
     targets: int
     columns: tuple[str, ...]
     describe: Callable[[Sums], dict[str, float]]
-    measure: Measure = next_token(count_correct=False)
+    measure: Measure
     carry_state: bool = False
     enough: Callable[[dict[str, float]], bool] = lambda numbers: False
 

@@ -128,8 +128,8 @@ class SequenceResult:
 
     Fields:
         training: the run.
-        test: ``accuracy`` and ``loss``; for regression ``absolute_error`` and ``squared_error``, in the targets' units (with several
-            outputs: in units of their mean deviation). Also written to ``test.json``.
+        test: ``accuracy`` and ``loss``; for regression ``absolute_error`` and ``squared_error``, in the targets' units
+            (with several outputs: in units of their mean deviation). Also written to ``test.json``.
     """
 
     training: TrainingResult

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Literal
 
 import torch
@@ -36,7 +37,7 @@ class RecurrentCell(nn.Module):
     ) -> State:
         """Zeros: ``hidden``, and for an LSTM ``cell``, each (batch, dim)."""
         names = ("hidden",) if self.kind == "gru" else ("hidden", "cell")
-        weight = self.recurrence.weight_hh_l0
+        weight = next(self.recurrence.parameters())
         return State({name: weight.new_zeros(batch_size, self.dim, dtype=dtype, device=device) for name in names})
 
     def forward(
@@ -49,25 +50,32 @@ class RecurrentCell(nn.Module):
     ) -> tuple[Tensor, State]:
         """x (batch, length, dim) -> output of the same shape, and the state after it.
 
-        `resets` (batch, length) bool: where True, the state is zeroed before that position is taken in.
-
-        Raises:
-            ValueError: offsets are given.
+        `resets` (batch, length) bool and `offsets` (sequences + 1,) mark where sequences begin, as in `ops`.
         """
-        if offsets is not None:
-            raise ValueError("offsets: a recurrent cell takes no packed sequences; pass resets")
+        if offsets is None:
+            return self._walk(x, state, resets)
+        parts, states = [x[:, :0]], []
+        for number, (start, end) in enumerate(itertools.pairwise(offsets.tolist())):
+            own = None if resets is None else resets[:, start:end]
+            y, last = self._walk(x[:, start:end], state.select([number]) if state else None, own)
+            parts.append(y)
+            states.append(last)
+        return torch.cat(parts, dim=1), State.concatenate(states)
+
+    def _walk(self, x: Tensor, state: State | None, resets: Tensor | None) -> tuple[Tensor, State]:
         carried = dict(state or self.initial_state(x.shape[0], dtype=x.dtype, device=x.device))
+        if not x.numel():
+            return x, State(carried)
         length = x.shape[1]
         # Only where some sequence begins anew must the walk be interrupted.
         cuts = [] if resets is None else torch.nonzero(resets.any(dim=0)).flatten().tolist()
-        bounds = sorted({0, *cuts, length})
-        outputs = [x[:, :0]]
-        for start, end in zip(bounds, bounds[1:], strict=False):
+        outputs = []
+        for start, end in itertools.pairwise(sorted({0, *cuts, length})):
             if resets is not None:
                 kept = ~resets[:, start, None]
-                carried = {name: tensor * kept for name, tensor in carried.items()}
+                carried = {name: torch.where(kept, tensor, 0.0) for name, tensor in carried.items()}
             part = x[:, start:end]
-            if self.kind == "gru":
+            if isinstance(self.recurrence, nn.GRU):
                 y, hidden = self.recurrence(part, carried["hidden"][None].contiguous())
                 carried = {"hidden": hidden[0]}
             else:

@@ -15,8 +15,17 @@ from statescan.data._tasks import SYNTHETIC_TASKS, synthetic_task
 from statescan.data._text import HubSource, TextPiece, read_text, text_files
 from statescan.data._tokens import TokenStream, fingerprint, tokenize, write_tokens
 from statescan.data._windows import ContinuedOrder, SequentialOrder, ShuffledOrder, TokenBatch, TokenBatches
+from statescan.data.environments import (
+    ENVIRONMENTS,
+    MemoryEnvironment,
+    RepeatPrevious,
+    StatelessCartPole,
+    as_gymnasium,
+    memory_environment,
+)
 
 __all__ = [
+    "ENVIRONMENTS",
     "IGNORED",
     "SYNTHETIC_TASKS",
     "AssociativeRecall",
@@ -25,12 +34,15 @@ __all__ = [
     "HubSource",
     "InductionHead",
     "InductionHeads",
+    "MemoryEnvironment",
     "MultiQueryRecall",
     "Passkey",
     "PhoneBook",
+    "RepeatPrevious",
     "SelectiveCopying",
     "SequentialOrder",
     "ShuffledOrder",
+    "StatelessCartPole",
     "SyntheticBatch",
     "SyntheticTask",
     "TextPiece",
@@ -38,12 +50,14 @@ __all__ = [
     "TokenBatches",
     "TokenStream",
     "adding",
+    "as_gymnasium",
     "associative_recall_sequences",
     "batch_seed",
     "copying",
     "delay",
     "fingerprint",
     "induction_head_sequences",
+    "memory_environment",
     "multi_query_recall",
     "read_text",
     "synthetic_task",

@@ -65,7 +65,7 @@ class MemoryEnvironment:
             raise ValueError("step: call reset first")
         if actions.shape != (self.count,) or actions.dtype.kind not in "iu":
             raise ValueError(f"actions: expected {self.count} whole numbers, got {actions.dtype} {actions.shape}")
-        if actions.size and not (0 <= actions.min() and actions.max() < self.action_count):
+        if actions.size and not (actions.min() >= 0 and actions.max() < self.action_count):
             raise ValueError(f"actions: below {self.action_count}, got {actions.min()} to {actions.max()}")
         rewards, terminated, truncated = self._advance(actions)
         observations, ended = self._observe(), terminated | truncated

@@ -59,8 +59,10 @@ class ReinforcementTraining:
     epochs: int = 4
     #: Parts into which the copies are shared out for optimiser steps.
     minibatches: int = 4
-    #: Learning rate.
+    #: Learning rate at the start.
     learning_rate: float = 1e-3
+    #: Learning rate at the end, as a fraction of that; it falls linearly.
+    final_learning_rate: float = 0.1
     #: What a reward a step later is worth.
     discount: float = 0.99
     #: How far advantages look ahead (lambda of generalised advantage estimation).
@@ -90,7 +92,7 @@ class ReinforcementTraining:
         for name in ("learning_rate", "clip", "gradient_clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
-        for name in ("discount", "lookahead"):
+        for name in ("discount", "lookahead", "final_learning_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected a number from 0 to 1, got {getattr(self, name)}")
         if self.copies % self.minibatches:
@@ -284,9 +286,7 @@ def train_reinforcement(settings: ReinforcementTraining) -> ReinforcementResult:
     """
     began = time.perf_counter()
     environment = memory_environment(settings.environment, settings.copies, **overrides(settings.environment_set))
-    player = Player(
-        environment, previous_action=settings.previous_action, seed=settings.seed, device=settings.device
-    )
+    player = Player(environment, previous_action=settings.previous_action, seed=settings.seed, device=settings.device)
     torch.manual_seed(settings.seed)
     agent = create_model(
         "s5_rl_popgym",
@@ -298,6 +298,9 @@ def train_reinforcement(settings: ReinforcementTraining) -> ReinforcementResult:
     optimiser = torch.optim.Adam(agent.parameters(), lr=settings.learning_rate, eps=1e-5)
     generator = torch.Generator().manual_seed(settings.seed)
     for update in range(1, settings.updates + 1):
+        done = (update - 1) / settings.updates
+        for group in optimiser.param_groups:
+            group["lr"] = settings.learning_rate * (1 - done * (1 - settings.final_learning_rate))
         numbers = learn(agent, optimiser, player.play(agent, settings.length), settings, generator)
         if not all(map(math.isfinite, numbers.values())):
             raise ValueError(f"update {update}: a loss is no number; a smaller learning_rate may help")

@@ -44,6 +44,8 @@ def pages() -> dict[Path, str]:
         "docs/performance.md": {name: results(name) for name in ("selective_scan", "operators")},
         "docs/systems/mamba.md": {"models": models_table("mamba", "falcon_mamba")},
         "docs/systems/mamba2.md": {"models": models_table("mamba2", "bamba", "zamba2")},
+        "docs/systems/s5.md": {"models": models_table("s5")},
+        "docs/systems/s5_rl.md": {"models": models_table("s5_rl")},
     }
     made = {}
     for name, texts in parts.items():

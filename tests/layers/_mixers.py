@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from statescan.layers import Attention, Mamba, Mamba2
+from statescan.layers import S5, Attention, Mamba, Mamba2, RecurrentCell, S5Block
 
 DIM = 12
 
@@ -27,6 +27,13 @@ MIXERS: dict[str, Callable[[], nn.Module]] = {
     "attention-rotary": lambda: Attention(DIM, 4, kv_heads=2, head_dim=6, rotary_dim=4),
     "attention-interleaved": lambda: Attention(DIM, 2, rotary_dim=6, rotary_interleaved=True, qkv_bias=True),
     "attention-convolved": lambda: Attention(DIM, 2, kv_heads=1, conv_kernel=3, mlp_dim=8, rotary_dim=2, scale=0.3),
+    "s5": lambda: S5(DIM, state_dim=10),
+    "s5-bilinear": lambda: S5(DIM, state_dim=12, blocks=3, discretization="bilinear", clip_eigenvalues=True),
+    "s5-unpaired": lambda: S5(DIM, state_dim=5, conjugate_symmetry=False, output_init="complex_normal"),
+    "s5-block": lambda: S5Block(S5(DIM, state_dim=4), activation="full_glu", norm_at=("before", "inside")),
+    "s5-block-batch-norm": lambda: S5Block(S5(DIM, state_dim=4), activation="half_glu2", norm="batch"),
+    "gru": lambda: RecurrentCell(DIM),
+    "lstm": lambda: RecurrentCell(DIM, kind="lstm"),
 }
 
 #: Those whose initial state is learned take no resets; they are listed apart.

@@ -1,10 +1,11 @@
-"""Train models: on text (`language`), on generated tasks (`synthetic`).
+"""Train models: on text (`language`), on generated tasks (`synthetic`), to act with memory (`reinforcement`).
 
 examples:
   statescan train language --data book.txt --model mamba_tiny --steps 1000 --out runs/book
   statescan train language --data src --pattern "**/*.py" --set dim=256 depth=6 --length 512 --out runs/code
   statescan train language --out runs/book --resume
   statescan train synthetic --task induction_heads --out runs/induction
+  statescan train reinforcement --environment repeat_previous --core s5 --out runs/repeat
 """
 
 from __future__ import annotations
@@ -15,10 +16,19 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from statescan.cli import _print
-from statescan.tasks import LanguageTraining, SyntheticTraining, first_process, train_language, train_synthetic
+from statescan.tasks import (
+    LanguageTraining,
+    ReinforcementTraining,
+    SyntheticTraining,
+    first_process,
+    train_language,
+    train_reinforcement,
+    train_synthetic,
+)
 
 if TYPE_CHECKING:
     from statescan.tasks._fit import TrainingResult
+    from statescan.tasks.reinforcement import ReinforcementResult
 
 
 def language(settings: Annotated[LanguageTraining, tyro.conf.arg(name="")], *, json: bool = False) -> None:
@@ -41,7 +51,17 @@ def synthetic(settings: Annotated[SyntheticTraining, tyro.conf.arg(name="")], *,
     _report(train_synthetic(settings), json)
 
 
-def _report(result: TrainingResult, json: bool) -> None:
+def reinforcement(settings: Annotated[ReinforcementTraining, tyro.conf.arg(name="")], *, json: bool = False) -> None:
+    """Train an agent on an environment that needs memory.
+
+    Args:
+        settings: of the run.
+        json: print data instead of a table.
+    """
+    _report(train_reinforcement(settings), json)
+
+
+def _report(result: TrainingResult | ReinforcementResult, json: bool) -> None:
     if not first_process():
         return
     plain = dataclasses.asdict(result)
@@ -54,4 +74,4 @@ def _report(result: TrainingResult, json: bool) -> None:
     _print.table("training", ("what", "result"), rows)
 
 
-COMMANDS = {"language": language, "synthetic": synthetic}
+COMMANDS = {"language": language, "synthetic": synthetic, "reinforcement": reinforcement}

@@ -17,8 +17,17 @@ from statescan.data._tasks import SYNTHETIC_TASKS, synthetic_task
 from statescan.data._text import HubSource, TextPiece, read_text, text_files
 from statescan.data._tokens import TokenStream, fingerprint, tokenize, write_tokens
 from statescan.data._windows import ContinuedOrder, SequentialOrder, ShuffledOrder, TokenBatch, TokenBatches
+from statescan.data.environments import (
+    ENVIRONMENTS,
+    MemoryEnvironment,
+    RepeatPrevious,
+    StatelessCartPole,
+    as_gymnasium,
+    memory_environment,
+)
 
 __all__ = [
+    "ENVIRONMENTS",
     "IGNORED",
     "LISTOPS_VOCABULARY",
     "SEQUENCE_DATA",
@@ -31,13 +40,16 @@ __all__ = [
     "InductionHeads",
     "LabelledSequences",
     "ListOps",
+    "MemoryEnvironment",
     "MultiQueryRecall",
     "Passkey",
     "PhoneBook",
+    "RepeatPrevious",
     "SelectiveCopying",
     "SequenceBatch",
     "SequentialOrder",
     "ShuffledOrder",
+    "StatelessCartPole",
     "SyntheticBatch",
     "SyntheticTask",
     "TextPiece",
@@ -45,6 +57,7 @@ __all__ = [
     "TokenBatches",
     "TokenStream",
     "adding",
+    "as_gymnasium",
     "associative_recall_sequences",
     "batch_seed",
     "copying",
@@ -55,6 +68,7 @@ __all__ = [
     "listops",
     "listops_tokens",
     "listops_value",
+    "memory_environment",
     "multi_query_recall",
     "read_sequences",
     "read_text",

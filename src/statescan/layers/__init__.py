@@ -7,11 +7,14 @@ from statescan.layers._initialisation import delta_bias, initialise_language_mod
 from statescan.layers._mamba import Mamba
 from statescan.layers._mamba2 import Mamba2
 from statescan.layers._norms import GatedRMSNorm, RMSNorm, build_norm
+from statescan.layers._recurrent import RecurrentCell
 from statescan.layers._residual import ResidualBlock, ResidualStack
 from statescan.layers._rotary import rotate
+from statescan.layers._s5 import S5, S5Block, SequenceBatchNorm
 from statescan.layers._state import State
 
 __all__ = [
+    "S5",
     "Attention",
     "AttentionState",
     "CausalConv1d",
@@ -20,8 +23,11 @@ __all__ = [
     "Mamba",
     "Mamba2",
     "RMSNorm",
+    "RecurrentCell",
     "ResidualBlock",
     "ResidualStack",
+    "S5Block",
+    "SequenceBatchNorm",
     "State",
     "build_norm",
     "delta_bias",

@@ -34,4 +34,18 @@ MANIFEST: dict[str, Entry] = {
     "bamba": Entry("statescan.models.bamba", ("bamba_tiny", "bamba_9b")),
     "zamba2": Entry("statescan.models.zamba2", ("zamba2_tiny", "zamba2_1.2b", "zamba2_2.7b", "zamba2_7b")),
     "hybrid": Entry("statescan.models.hybrid", ("transformer_tiny", "transformer_small", "hybrid_tiny")),
+    "s5": Entry(
+        "statescan.models.s5",
+        (
+            "s5_tiny",
+            "s5_listops",
+            "s5_text",
+            "s5_retrieval",
+            "s5_image",
+            "s5_pathfinder",
+            "s5_pathx",
+            "s5_speech",
+        ),
+    ),
+    "s5_rl": Entry("statescan.models.s5_rl", ("s5_rl_tiny", "s5_rl_popgym")),
 }

@@ -45,6 +45,28 @@ _SYSTEMS = (
             "published and Hugging Face checkpoints both ways",
         ),
     ),
+    System(
+        "s5",
+        "Simplified State Space Layers for Sequence Modeling (Smith, Warrington and Linderman, 2023)",
+        ("s5",),
+        (
+            "outputs of the published code",
+            "exact parameter counts",
+            "published names both ways",
+            "scan, steps and convolution agree, also at irregular times",
+        ),
+    ),
+    System(
+        "s5_rl",
+        "Structured State Space Models for In-Context Reinforcement Learning (Lu et al., 2023)",
+        ("s5_rl",),
+        (
+            "outputs and states of the published code",
+            "exact parameter counts",
+            "published names both ways",
+            "episodes that begin inside a sequence are strangers to what was before",
+        ),
+    ),
 )
 
 

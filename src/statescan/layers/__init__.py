@@ -9,12 +9,20 @@ from statescan.layers._mamba2 import Mamba2
 from statescan.layers._norms import GatedRMSNorm, RMSNorm, build_norm
 from statescan.layers._residual import ResidualBlock, ResidualStack
 from statescan.layers._rotary import rotate
+from statescan.layers._s4 import S4, S4D
+from statescan.layers._s4nd import S4ND
+from statescan.layers._ssm_kernels import DiagonalKernel, DPLRKernel
 from statescan.layers._state import State
 
 __all__ = [
+    "S4",
+    "S4D",
+    "S4ND",
     "Attention",
     "AttentionState",
     "CausalConv1d",
+    "DPLRKernel",
+    "DiagonalKernel",
     "GatedMLP",
     "GatedRMSNorm",
     "Mamba",

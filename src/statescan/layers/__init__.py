@@ -9,7 +9,7 @@ from statescan.layers._mamba2 import Mamba2
 from statescan.layers._norms import GatedRMSNorm, RMSNorm, build_norm
 from statescan.layers._residual import ResidualBlock, ResidualStack
 from statescan.layers._rotary import rotate
-from statescan.layers._s4 import S4, S4D
+from statescan.layers._s4 import S4, S4D, SequenceDropout
 from statescan.layers._s4nd import S4ND
 from statescan.layers._ssm_kernels import DiagonalKernel, DPLRKernel
 from statescan.layers._state import State
@@ -30,6 +30,7 @@ __all__ = [
     "RMSNorm",
     "ResidualBlock",
     "ResidualStack",
+    "SequenceDropout",
     "State",
     "build_norm",
     "delta_bias",

@@ -25,7 +25,11 @@ DISCRETIZATIONS = ("zoh", "bilinear", "dss")
 #: First values of B for the diagonal initialisations.
 B_INITIALISATIONS = ("constant", "random", "alternating", "unit-cw", "unit-ccw")
 #: Mixtures of initialisations: equal shares of the copies.
-_MIXTURES = {"hippo": ("legs", "fout"), "diag": ("diag-inv", "diag-lin")}
+_MIXTURES = {
+    "hippo": ("legs", "fout"),
+    "diag": ("diag-inv", "diag-lin"),
+    "all": ("legs", "fout", "diag-inv", "diag-lin"),
+}
 #: States advance over this many positions by one product of matrices.
 _BLOCK = 128
 
@@ -45,7 +49,9 @@ def _transform(value: Tensor, name: str) -> Tensor:
         return value
     if name == "relu":
         return F.relu(value) + 1e-4
-    return {"exp": torch.exp, "sigmoid": torch.sigmoid, "softplus": F.softplus}[name](value)
+    if name == "softplus":
+        return F.softplus(value)
+    return torch.exp(value) if name == "exp" else torch.sigmoid(value)
 
 
 def _inverse_transform(value: Tensor, name: str) -> Tensor:
@@ -55,7 +61,9 @@ def _inverse_transform(value: Tensor, name: str) -> Tensor:
         return value - 1e-4
     if name == "softplus":
         return value + torch.log(-torch.expm1(-value))
-    return {"none": torch.clone, "exp": torch.log, "sigmoid": torch.logit}[name](value)
+    if name == "none":
+        return value
+    return torch.log(value) if name == "exp" else torch.logit(value)
 
 
 def _first_B(name: str, states: int) -> Tensor | None:
@@ -86,7 +94,7 @@ def initial_system(
 
     Arguments:
         name: a HiPPO measure (``legs``, ``legt``, ``fout``, …), a diagonal initialisation (``diag-lin``, …), or a
-            mixture: ``hippo`` (legs and fout), ``diag`` (diag-inv and diag-lin).
+            mixture: ``hippo`` (legs and fout), ``diag`` (diag-inv and diag-lin), ``all`` (those four).
         state_dim: N, even.
         rank: rows of P; zero where the initialisation needs none.
         copies: how many systems; a mixture takes equal shares.
@@ -98,20 +106,35 @@ def initial_system(
     parts = _MIXTURES.get(name, (name,))
     if copies % len(parts):
         raise ValueError(f"copies: {copies} systems cannot be shared equally by {' and '.join(parts)}")
-    columns = []
-    for part in parts:
-        choice("initialisation", part, (*ssm.DIAGONAL_INITIALISATIONS, *ssm.MEASURES, *_MIXTURES))
-        if part in ssm.DIAGONAL_INITIALISATIONS:
-            A, B = ssm.diagonal(part, state_dim, real_scale=real_scale, imaginary_scale=imaginary_scale, clip=clip)
-            given = _first_B(B_initialisation, state_dim // 2)
-            B = B if given is None or part == "diag-legs" else given
-            P = torch.zeros(rank, state_dim // 2, dtype=A.dtype)
-        else:
-            A, P, B, _ = ssm.nplr(part, state_dim, rank, clip=clip)
-        columns.append((A, B, P))
-    each = copies // len(parts)
-    A, B, P = (torch.stack([column[i] for column in columns], dim=-2).repeat_interleave(each, dim=-2) for i in range(3))
-    return A, B, P
+    device = torch.empty(0).device
+    with torch.device("cpu"):  # eigenvalues are needed even of a model that is built without memory
+        columns = [
+            _first_system(part, state_dim, rank, B_initialisation, real_scale, imaginary_scale, clip) for part in parts
+        ]
+        each = copies // len(parts)
+        A, B, P = (
+            torch.stack([column[i] for column in columns], dim=-2).repeat_interleave(each, dim=-2) for i in range(3)
+        )
+    return A.to(device), B.to(device), P.to(device)
+
+
+def _first_system(
+    name: str,
+    state_dim: int,
+    rank: int,
+    B_initialisation: str,
+    real_scale: float,
+    imaginary_scale: float,
+    clip: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    choice("initialisation", name, (*ssm.DIAGONAL_INITIALISATIONS, *ssm.MEASURES, *_MIXTURES))
+    if name not in ssm.DIAGONAL_INITIALISATIONS:
+        A, P, B, _ = ssm.nplr(name, state_dim, rank, clip=clip)
+        return A, B, P
+    A, B = ssm.diagonal(name, state_dim, real_scale=real_scale, imaginary_scale=imaginary_scale, clip=clip)
+    given = _first_B(B_initialisation, state_dim // 2)
+    B = B if given is None or name == "diag-legs" else given
+    return A, B, torch.zeros(rank, state_dim // 2, dtype=A.dtype)
 
 
 def _pair(value: Tensor) -> Tensor:
@@ -298,6 +321,8 @@ class DPLRKernel(DiagonalKernel):
         rank: of P.
         max_length: the length to truncate at; None: the first length that is asked for.
     """
+
+    kernel_length: Tensor
 
     def __init__(
         self,

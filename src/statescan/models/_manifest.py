@@ -34,4 +34,30 @@ MANIFEST: dict[str, Entry] = {
     "bamba": Entry("statescan.models.bamba", ("bamba_tiny", "bamba_9b")),
     "zamba2": Entry("statescan.models.zamba2", ("zamba2_tiny", "zamba2_1.2b", "zamba2_2.7b", "zamba2_7b")),
     "hybrid": Entry("statescan.models.hybrid", ("transformer_tiny", "transformer_small", "hybrid_tiny")),
+    "s4": Entry(
+        "statescan.models.s4",
+        (
+            "s4_tiny",
+            "s4_small",
+            "s4_speech",
+            "s4_lra_listops",
+            "s4_lra_text",
+            "s4_lra_image",
+            "s4_lra_pathfinder",
+            "s4_lra_pathx",
+        ),
+    ),
+    "s4d": Entry(
+        "statescan.models.s4d",
+        (
+            "s4d_tiny",
+            "s4d_example",
+            "s4d_lra_listops",
+            "s4d_lra_text",
+            "s4d_lra_image",
+            "s4d_lra_pathfinder",
+            "s4d_lra_pathx",
+        ),
+    ),
+    "s4nd": Entry("statescan.models.s4nd", ("s4nd_tiny", "s4nd_cifar")),
 }

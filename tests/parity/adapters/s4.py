@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from statescan import ssm
 from statescan.layers import S4, S4D, DiagonalKernel, DPLRKernel
+from statescan.models import build_model, load_published
 from statescan.models._s4_names import block_from_published, minimal_from_published
 from tests.parity._arguments import translate
 from tests.parity._fixture import Fixture, ParityError
@@ -215,7 +218,61 @@ def diagonal_kernels(fixture: Fixture) -> dict[str, Any]:
     return outputs
 
 
+def _layer_of_example(fixture: Fixture) -> dict[str, Any]:
+    """The example's layer, which its class does not take as an argument: the notes name it, shapes tell the rest."""
+    shapes = {
+        name.removeprefix("s4_layers.0."): shape
+        for name, shape, _ in fixture.data["state_dict"]
+        if name.startswith("s4_layers.0.")
+    }
+    written = fixture.note(r"layer:? S4(?:Block|D)[ (]([^;,)]*)") or ""
+    given = {name: ast.literal_eval(value) for name, value in re.findall(r"(\w+)=([\w.'\"]+)", written)}
+    if "kernel.log_A_real" in shapes:
+        names = {"d_state": "state_dim", "dt_min": "dt_min", "dt_max": "dt_max"}
+        derived = {"d_state": 2 * shapes["kernel.log_A_real"][1]}
+        options = translate(derived | given, names, ignored=("lr", "dropout", "transposed"))
+        return options | {"kernel": "diagonal", "discretization": "zoh", "trainable_B": False}
+    outputs, copies = shapes["layer.D"][0], shapes["layer.kernel.A_real"][0]
+    derived = {
+        "d_state": 2 * shapes["layer.kernel.A_real"][1],
+        "n_ssm": copies,
+        "channels": outputs,
+        "bidirectional": shapes["layer.kernel.C"][0] == 2 * outputs,
+        "dt_tie": shapes["layer.kernel.inv_dt"][1] == 1,
+        "mode": "dplr" if "layer.kernel.P" in shapes else "diag",
+        "rank": shapes.get("layer.kernel.P", [1])[0],
+    }
+    options = s4_options(derived | given | {"d_model": shapes["layer.D"][1]})
+    for name in ("dim", "middle_activation"):
+        options.pop(name)
+    return options
+
+
+def classifier(fixture: Fixture) -> dict[str, Any]:
+    """The example's `S4Model`: linear encoder, residual blocks, mean, linear decoder."""
+    given = {"d_output": 10, "d_model": 256, "n_layers": 4, "dropout": 0.2, "prenorm": False} | fixture.kwargs
+    names = {
+        "d_input": "input_dim",
+        "d_output": "classes",
+        "d_model": "dim",
+        "n_layers": "depth",
+        "dropout": "dropout",
+        "prenorm": "prenorm",
+    }
+    config = translate(given, names) | {"layout": "example"}
+    layer = _layer_of_example(fixture)
+    family = "s4" if layer["kernel"] == "dplr" else "s4d"
+    layer = {"discretization": "zoh" if family == "s4d" else "bilinear"} | layer
+    model = build_model(family, config | layer).eval()
+    fixture.check_parameters(model)
+    constants = {name: torch.zeros(shape, dtype=torch.int64) for name, shape, _ in fixture.data.get("constants", [])}
+    load_published(model, fixture.state_dict() | constants)
+    with torch.no_grad():
+        return {"logits": model(*fixture.inputs())}
+
+
 ADAPTERS = {
+    "example.S4Model": classifier,
     "models.s4.s4.S4Block": block,
     "models.s4.s4.SSMKernelDPLR": dplr_kernel,
     "models.s4.s4.SSMKernelDiag": diagonal_kernels,

@@ -7,7 +7,7 @@ give a kernel of any length (training), a step (decoding) and the passing of a s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -168,8 +168,16 @@ class DiagonalKernel(nn.Module):
         dt_sinh: step parameters pass through sinh first (Ohno and Kumagai 2022).
         bandlimit: frequencies above half of it (of the sampling rate) are masked (S4ND).
         real: A, B and C are real; all N states are kept.
-        trainable_B: whether B is learned; otherwise it is fixed at its first value, ones for most initialisations.
+        trainable_B: whether B is learned; otherwise it is fixed at its first value, ones for most initialisations, and
+            no file holds it.
+        frozen: parts that keep their first values but are stored: any of ``dt``, ``A`` (with P), ``B``, ``C``.
     """
+
+    inverse_dt: Tensor
+    A_real: Tensor
+    A_imag: Tensor | None
+    B: Tensor
+    C: Tensor
 
     def __init__(
         self,
@@ -192,8 +200,10 @@ class DiagonalKernel(nn.Module):
         bandlimit: float | None = None,
         real: bool = False,
         trainable_B: bool = True,
+        frozen: Sequence[str] = (),
     ):
         super().__init__()
+        self.frozen = frozenset(choice("frozen", part, ("dt", "A", "B", "C")) for part in frozen)
         self.dt_transform = choice("dt_transform", dt_transform, TRANSFORMS)
         self.real_transform = choice("real_transform", real_transform, TRANSFORMS)
         self.imaginary_transform = choice("imaginary_transform", imaginary_transform, TRANSFORMS)
@@ -209,17 +219,27 @@ class DiagonalKernel(nn.Module):
         )
         dt = ssm.log_uniform_timescales((dim, 1 if dt_tie else states), dt_min, dt_max)
         dt = dt if dt_transform == "exp" else _inverse_transform(torch.exp(dt), dt_transform)
-        self.inverse_dt = nn.Parameter(torch.asinh(dt) if dt_sinh else dt)
+        self._store("inverse_dt", torch.asinh(dt) if dt_sinh else dt, "dt")
         C = torch.randn(channels, dim, states, dtype=torch.complex64)
-        self.C = nn.Parameter(C.real.clone() if real else _pair(C))
+        self._store("C", C.real.clone() if real else _pair(C), "C")
         first_B = B.real.float().clone() if real else _pair(B)
         if trainable_B:
-            self.B = nn.Parameter(first_B)
+            self._store("B", first_B, "B")
         else:
             self.register_buffer("B", first_B, persistent=False)
-        self.A_real = nn.Parameter(_inverse_transform(-A.real.float(), real_transform))
-        self.A_imag = None if real else nn.Parameter(_inverse_transform(-A.imag.float(), imaginary_transform))
+        self._store("A_real", _inverse_transform(-A.real.float(), real_transform), "A")
+        if real:
+            self.register_parameter("A_imag", None)
+        else:
+            self._store("A_imag", _inverse_transform(-A.imag.float(), imaginary_transform), "A")
         self._cache: tuple[Any, Any] = (None, None)
+
+    def _store(self, name: str, value: Tensor, part: str) -> None:
+        """Keep first values as a parameter, or as a buffer if the part is frozen."""
+        if part in self.frozen:
+            self.register_buffer(name, value)
+        else:
+            setattr(self, name, nn.Parameter(value))
 
     def system(self, rate: float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """dt (H, 1 or N/2), A (H, N/2), B (H, N/2), C (channels, H, N/2); `rate` multiplies dt."""
@@ -322,6 +342,7 @@ class DPLRKernel(DiagonalKernel):
         max_length: the length to truncate at; None: the first length that is asked for.
     """
 
+    P: Tensor
     kernel_length: Tensor
 
     def __init__(
@@ -339,7 +360,7 @@ class DPLRKernel(DiagonalKernel):
                 raise ValueError(f"{name}: a low-rank part needs complex states and the bilinear discretization")
         super().__init__(dim, state_dim, initialisation=initialisation, rank=rank, discretization="bilinear", **options)
         self.rank, self.max_length = rank, max_length
-        self.P = nn.Parameter(_pair(self._first_P))
+        self._store("P", _pair(self._first_P), "A")
         self.register_buffer("kernel_length", torch.tensor(0))
 
     def _P(self) -> Tensor:

@@ -53,11 +53,12 @@ def activation(name: str | None) -> str:
 
 def kernel_options(given: Mapping[str, Any], kernel: str) -> dict[str, Any]:
     """Published arguments of a kernel under our names."""
-    options = translate(
-        {name: value for name, value in given.items() if name != "lr" or value == 0},
-        KERNEL_NAMES,
-        ignored=KERNEL_IGNORED,
-    )
+    rest = dict(given)
+    rates = rest.pop("lr", None)
+    options = translate(rest, KERNEL_NAMES, ignored=KERNEL_IGNORED)
+    # A rate of learning of 0 makes a buffer of a parameter.
+    rates = rates if isinstance(rates, dict) else dict.fromkeys(("dt", "A", "B", "C"), rates)
+    options["frozen"] = tuple(part for part, rate in rates.items() if rate == 0.0 and rate is not None)
     if kernel == "dplr":
         options.pop("discretization", None)  # the published class reads it and then is bilinear anyway
     return {name: value for name, value in options.items() if value is not None or name in ("copies", "bandlimit")}
@@ -77,6 +78,8 @@ def s4_options(given: Mapping[str, Any]) -> dict[str, Any]:
     if mode not in KERNELS:
         raise ParityError(f"kernel {mode!r} is not supported; supported: {', '.join(KERNELS)}")
     output = rest.pop("final_act")
+    if rest.get("is_real") and "d_state" not in rest:
+        rest["d_state"] = 32  # only a width that is given counts real states
     names = {
         "d_model": "dim",
         "d_state": "state_dim",
@@ -243,7 +246,7 @@ def _layer_of_example(fixture: Fixture) -> dict[str, Any]:
         "rank": shapes.get("layer.kernel.P", [1])[0],
     }
     options = s4_options(derived | given | {"d_model": shapes["layer.D"][1]})
-    for name in ("dim", "middle_activation"):
+    for name in ("dim", "middle_activation", "frozen"):
         options.pop(name)
     return options
 

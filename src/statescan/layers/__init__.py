@@ -15,9 +15,20 @@ from statescan.layers._state import State
 
 __all__ = [
     "S5",
+from statescan.layers._s4 import S4, S4D, SequenceDropout
+from statescan.layers._s4nd import S4ND
+from statescan.layers._ssm_kernels import DiagonalKernel, DPLRKernel
+from statescan.layers._state import State
+
+__all__ = [
+    "S4",
+    "S4D",
+    "S4ND",
     "Attention",
     "AttentionState",
     "CausalConv1d",
+    "DPLRKernel",
+    "DiagonalKernel",
     "GatedMLP",
     "GatedRMSNorm",
     "Mamba",
@@ -28,6 +39,7 @@ __all__ = [
     "ResidualStack",
     "S5Block",
     "SequenceBatchNorm",
+    "SequenceDropout",
     "State",
     "build_norm",
     "delta_bias",

@@ -48,4 +48,30 @@ MANIFEST: dict[str, Entry] = {
         ),
     ),
     "s5_rl": Entry("statescan.models.s5_rl", ("s5_rl_tiny", "s5_rl_popgym")),
+    "s4": Entry(
+        "statescan.models.s4",
+        (
+            "s4_tiny",
+            "s4_small",
+            "s4_speech",
+            "s4_lra_listops",
+            "s4_lra_text",
+            "s4_lra_image",
+            "s4_lra_pathfinder",
+            "s4_lra_pathx",
+        ),
+    ),
+    "s4d": Entry(
+        "statescan.models.s4d",
+        (
+            "s4d_tiny",
+            "s4d_example",
+            "s4d_lra_listops",
+            "s4d_lra_text",
+            "s4d_lra_image",
+            "s4d_lra_pathfinder",
+            "s4d_lra_pathx",
+        ),
+    ),
+    "s4nd": Entry("statescan.models.s4nd", ("s4nd_tiny", "s4nd_cifar")),
 }

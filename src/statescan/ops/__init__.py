@@ -11,7 +11,12 @@ from statescan.ops._selective_scan import selective_scan, selective_scan_referen
 from statescan.ops._selective_state_step import selective_state_step, selective_state_step_reference
 from statescan.ops._ssd import ssd, ssd_reference
 from statescan.ops._ssd_step import ssd_step, ssd_step_reference
-from statescan.ops._vandermonde import vandermonde, vandermonde_reference
+from statescan.ops._vandermonde import (
+    vandermonde,
+    vandermonde_reference,
+    vandermonde_transpose,
+    vandermonde_transpose_reference,
+)
 
 __all__ = [
     "backend",
@@ -38,4 +43,6 @@ __all__ = [
     "ssd_step_reference",
     "vandermonde",
     "vandermonde_reference",
+    "vandermonde_transpose",
+    "vandermonde_transpose_reference",
 ]

@@ -14,15 +14,15 @@ from statescan.models.s5 import S5Classifier, S5Config
 
 #: From the published classes and training scripts (lindermanlab/S5 3c18fdb); vocabularies of 20, 135 and 98.
 PUBLISHED_COUNTS = {
-    "s5_listops": 188_490,
-    "s5_text": 1_321_154,
-    "s5_retrieval": 772_098,
-    "s5_image": 5_133_706,
-    "s5_pathfinder": 1_113_602,
-    "s5_pathx": 694_018,
+    "s5_lra_listops": 188_490,
+    "s5_lra_text": 1_321_154,
+    "s5_lra_retrieval": 772_098,
+    "s5_lra_image": 5_133_706,
+    "s5_lra_pathfinder": 1_113_602,
+    "s5_lra_pathx": 694_018,
     "s5_speech": 283_523,
 }
-SMALL: dict[str, Any] = dict(input_dim=3, num_classes=4, dim=6, depth=2, state_dim=8, blocks=2)
+SMALL: dict[str, Any] = dict(input_dim=3, classes=4, dim=6, depth=2, state_dim=8, blocks=2)
 
 
 def build(**options: Any) -> S5Classifier:
@@ -160,7 +160,7 @@ def test_rescaled_steps() -> None:
 def test_learns_what_needs_the_whole_sequence() -> None:
     """Which of two values came first, 20 positions before the end: a mean of the input cannot tell."""
     torch.manual_seed(0)
-    model = S5Classifier(S5Config(input_dim=2, num_classes=2, dim=16, depth=1, state_dim=16, bidirectional=False))
+    model = S5Classifier(S5Config(input_dim=2, classes=2, dim=16, depth=1, state_dim=16, bidirectional=False))
     optimiser = torch.optim.AdamW(model.parameter_groups(0.01), lr=1e-2)
 
     def batch(count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,13 +10,9 @@ from statescan.layers._norms import GatedRMSNorm, RMSNorm, build_norm
 from statescan.layers._recurrent import RecurrentCell
 from statescan.layers._residual import ResidualBlock, ResidualStack
 from statescan.layers._rotary import rotate
-from statescan.layers._s5 import S5, S5Block, SequenceBatchNorm
-from statescan.layers._state import State
-
-__all__ = [
-    "S5",
 from statescan.layers._s4 import S4, S4D, SequenceDropout
 from statescan.layers._s4nd import S4ND
+from statescan.layers._s5 import S5, S5Block, SequenceBatchNorm
 from statescan.layers._ssm_kernels import DiagonalKernel, DPLRKernel
 from statescan.layers._state import State
 
@@ -24,6 +20,7 @@ __all__ = [
     "S4",
     "S4D",
     "S4ND",
+    "S5",
     "Attention",
     "AttentionState",
     "CausalConv1d",

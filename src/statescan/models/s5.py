@@ -26,8 +26,8 @@ class S5Config:
 
     Arguments:
         input_dim: channels of the input; with tokens it is not used.
-        vocab_size: the input is token ids below it, taken in as one-hot vectors; 0: the input is numbers.
-        num_classes: outputs.
+        vocab_size: the input is token ids below it, taken in as one-hot vectors; None: the input is numbers.
+        classes: outputs.
         dim: channels of the residual stream.
         depth: layers.
         prenorm: norm before the system; else after the residual sum.
@@ -38,8 +38,8 @@ class S5Config:
     """
 
     input_dim: int = 1
-    vocab_size: int = 0
-    num_classes: int = 10
+    vocab_size: int | None = None
+    classes: int = 10
     dim: int = 128
     depth: int = 6
     state_dim: int = 64
@@ -62,7 +62,7 @@ class S5Config:
     separate_padding: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("input_dim", "num_classes", "dim", "depth", "state_dim", "blocks"):
+        for name in ("input_dim", "classes", "dim", "depth", "state_dim", "blocks"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: a positive whole number, got {value!r}")
@@ -110,12 +110,12 @@ class S5Classifier(Model):
         )
         # Documents are compared by their vectors, the difference and the product.
         self.comparison = initialise_dense(nn.Linear(4 * dim, dim)) if config.retrieval else None
-        self.decoder = initialise_dense(nn.Linear(dim, config.num_classes))
+        self.decoder = initialise_dense(nn.Linear(dim, config.classes))
 
     def forward(self, x: Tensor, *, lengths: Tensor | None = None, intervals: Tensor | None = None) -> Tensor:
-        """Logits (batch, num_classes) of x (batch, length, input_dim), or token ids (batch, length).
+        """Logits (batch, classes) of x (batch, length, input_dim), or token ids (batch, length).
 
-        With `retrieval`, x has the first documents in its first half and the logits are (batch / 2, num_classes).
+        With `retrieval`, x has the first documents in its first half and the logits are (batch / 2, classes).
 
         Arguments:
             x: the sequences, padded at their ends.
@@ -290,13 +290,13 @@ def to_published(tensors: Tensors, config: S5Config) -> Tensors:
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "s5_tiny": dict(dim=32, depth=2, state_dim=16),
-    "s5_listops": dict(vocab_size=20, num_classes=10, dim=128, depth=8, state_dim=16, blocks=8, activation="half_glu2"),
-    "s5_text": dict(
-        vocab_size=135, num_classes=2, dim=256, depth=6, state_dim=192, blocks=12, activation="half_glu2", dropout=0.1
+    "s5_lra_listops": dict(vocab_size=20, classes=10, dim=128, depth=8, state_dim=16, blocks=8, activation="half_glu2"),
+    "s5_lra_text": dict(
+        vocab_size=135, classes=2, dim=256, depth=6, state_dim=192, blocks=12, activation="half_glu2", dropout=0.1
     ),
-    "s5_retrieval": dict(
+    "s5_lra_retrieval": dict(
         vocab_size=98,
-        num_classes=2,
+        classes=2,
         dim=128,
         depth=6,
         state_dim=256,
@@ -304,9 +304,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
         output_init="trunc_standard_normal",
         retrieval=True,
     ),
-    "s5_image": dict(num_classes=10, dim=512, depth=6, state_dim=384, blocks=3, dropout=0.1, clip_eigenvalues=True),
-    "s5_pathfinder": dict(
-        num_classes=2,
+    "s5_lra_image": dict(classes=10, dim=512, depth=6, state_dim=384, blocks=3, dropout=0.1, clip_eigenvalues=True),
+    "s5_lra_pathfinder": dict(
+        classes=2,
         dim=192,
         depth=6,
         state_dim=256,
@@ -315,8 +315,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         norm_momentum=0.9,
         output_init="trunc_standard_normal",
     ),
-    "s5_pathx": dict(
-        num_classes=2,
+    "s5_lra_pathx": dict(
+        classes=2,
         dim=128,
         depth=6,
         state_dim=256,
@@ -325,7 +325,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         dt_min=1e-4,
         output_init="complex_normal",
     ),
-    "s5_speech": dict(num_classes=35, dim=96, depth=6, state_dim=128, blocks=16, dropout=0.1),
+    "s5_speech": dict(classes=35, dim=96, depth=6, state_dim=128, blocks=16, dropout=0.1),
 }
 
 FAMILY = Family("s5", S5Config, S5Classifier, VARIANTS, from_published, to_published)

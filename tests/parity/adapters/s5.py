@@ -16,9 +16,10 @@ from tests.parity._fixture import Fixture, ParityError
 
 _NAMES = {
     name: name
-    for name in ("input_dim", "num_classes", "dim", "state_dim", "blocks", "depth", "activation", "bidirectional")
+    for name in ("input_dim", "dim", "state_dim", "blocks", "depth", "activation", "bidirectional")
     + ("prenorm", "norm", "discretization", "step_rescale", "dt_min", "dt_max", "dropout")
 } | {
+    "num_classes": "classes",
     "C_init": "output_init",
     "conj_sym": "conjugate_symmetry",
     "clip_eigs": "clip_eigenvalues",

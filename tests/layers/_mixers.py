@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from statescan.layers import S5, Attention, Mamba, Mamba2, RecurrentCell, S5Block
+from statescan.layers import S4, S4D, S5, Attention, Mamba, Mamba2, RecurrentCell, S5Block
 
 DIM = 12
 
@@ -32,6 +32,8 @@ MIXERS: dict[str, Callable[[], nn.Module]] = {
     "s5-unpaired": lambda: S5(DIM, state_dim=5, conjugate_symmetry=False, output_init="complex_normal"),
     "s5-block": lambda: S5Block(S5(DIM, state_dim=4), activation="full_glu", norm_at=("before", "inside")),
     "s5-block-batch-norm": lambda: S5Block(S5(DIM, state_dim=4), activation="half_glu2", norm="batch"),
+    "s4": lambda: S4(DIM, state_dim=6),
+    "s4d": lambda: S4D(DIM, state_dim=6),
     "gru": lambda: RecurrentCell(DIM),
     "lstm": lambda: RecurrentCell(DIM, kind="lstm"),
 }

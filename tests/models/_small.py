@@ -38,7 +38,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "hybrid": (
         "hybrid_tiny",
         dict(dim=20, depth=4, layout=("mamba", "mlp", "mamba2", "attention"), mlp_layer_dim=8)
-        | dict(mamba2=dict(state_dim=3, head_dim=8), attention=dict(heads=2)),
+        | dict(mixers=dict(mamba2=dict(state_dim=3, head_dim=8)), attention=dict(heads=2)),
     ),
     "transformer": ("transformer_tiny", dict(dim=20, depth=2, mlp_dim=16, attention=dict(heads=2, rotary_dim=10))),
 }

@@ -1,9 +1,12 @@
-"""Train models: on text (`language`), on generated tasks (`synthetic`), to act with memory (`reinforcement`).
+"""Train models: on text (`language`), to classify sequences (`sequence`), on generated tasks (`synthetic`), to act with
+memory (`reinforcement`).
 
 examples:
   statescan train language --data book.txt --model mamba_tiny --steps 1000 --out runs/book
   statescan train language --data src --pattern "**/*.py" --set dim=256 depth=6 --length 512 --out runs/code
   statescan train language --out runs/book --resume
+  statescan train sequence --data digits --model s4d_tiny --out runs/digits
+  statescan train sequence --data words_TRAIN.ts --test-data words_TEST.ts --model s5_tiny --out runs/words
   statescan train synthetic --task induction_heads --out runs/induction
   statescan train reinforcement --environment repeat_previous --core s5 --out runs/repeat
 """
@@ -19,10 +22,12 @@ from statescan.cli import _print
 from statescan.tasks import (
     LanguageTraining,
     ReinforcementTraining,
+    SequenceTraining,
     SyntheticTraining,
     first_process,
     train_language,
     train_reinforcement,
+    train_sequence,
     train_synthetic,
 )
 
@@ -39,6 +44,16 @@ def language(settings: Annotated[LanguageTraining, tyro.conf.arg(name="")], *, j
         json: print data instead of a table.
     """
     _report(train_language(settings), json)
+
+
+def sequence(settings: Annotated[SequenceTraining, tyro.conf.arg(name="")], *, json: bool = False) -> None:
+    """Train a classifier, or a regression, on labelled sequences.
+
+    Args:
+        settings: of the run.
+        json: print data instead of a table.
+    """
+    _report(train_sequence(settings), json)
 
 
 def synthetic(settings: Annotated[SyntheticTraining, tyro.conf.arg(name="")], *, json: bool = False) -> None:
@@ -68,10 +83,10 @@ def _report(result: TrainingResult | ReinforcementResult, json: bool) -> None:
     if json:
         _print.as_json(plain)
         return
-    numbers = plain.pop("validation")
+    numbers = plain.pop("validation") | {f"test_{name}": value for name, value in plain.pop("test", {}).items()}
     rows = [(name.replace("_", " "), f"{value:.4f}") for name, value in numbers.items()]
     rows += [(name, f"{value:,.0f}" if isinstance(value, float) else str(value)) for name, value in plain.items()]
     _print.table("training", ("what", "result"), rows)
 
 
-COMMANDS = {"language": language, "synthetic": synthetic, "reinforcement": reinforcement}
+COMMANDS = {"language": language, "sequence": sequence, "synthetic": synthetic, "reinforcement": reinforcement}

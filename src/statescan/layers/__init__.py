@@ -6,6 +6,7 @@ from statescan.layers._convolution import CausalConv1d
 from statescan.layers._initialisation import delta_bias, initialise_language_model, inverse_softplus
 from statescan.layers._mamba import Mamba
 from statescan.layers._mamba2 import Mamba2
+from statescan.layers._mixers import MIXERS, UNDECAYED, build_mixer, check_mixer
 from statescan.layers._norms import GatedRMSNorm, RMSNorm, build_norm
 from statescan.layers._recurrent import RecurrentCell
 from statescan.layers._residual import ResidualBlock, ResidualStack
@@ -17,10 +18,12 @@ from statescan.layers._ssm_kernels import DiagonalKernel, DPLRKernel
 from statescan.layers._state import State
 
 __all__ = [
+    "MIXERS",
     "S4",
     "S4D",
     "S4ND",
     "S5",
+    "UNDECAYED",
     "Attention",
     "AttentionState",
     "CausalConv1d",
@@ -38,7 +41,9 @@ __all__ = [
     "SequenceBatchNorm",
     "SequenceDropout",
     "State",
+    "build_mixer",
     "build_norm",
+    "check_mixer",
     "delta_bias",
     "initialise_language_model",
     "inverse_softplus",

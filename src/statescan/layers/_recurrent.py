@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from statescan.layers._segments import walk_segments
 from statescan.layers._state import State
 
 
@@ -52,38 +52,18 @@ class RecurrentCell(nn.Module):
 
         `resets` (batch, length) bool and `offsets` (sequences + 1,) mark where sequences begin, as in `ops`.
         """
-        if offsets is None:
-            return self._walk(x, state, resets)
-        parts, states = [x[:, :0]], []
-        for number, (start, end) in enumerate(itertools.pairwise(offsets.tolist())):
-            own = None if resets is None else resets[:, start:end]
-            y, last = self._walk(x[:, start:end], state.select([number]) if state else None, own)
-            parts.append(y)
-            states.append(last)
-        return torch.cat(parts, dim=1), State.concatenate(states)
+        return walk_segments(self._walk, x, state or None, resets=resets, offsets=offsets)
 
-    def _walk(self, x: Tensor, state: State | None, resets: Tensor | None) -> tuple[Tensor, State]:
-        carried = dict(state or self.initial_state(x.shape[0], dtype=x.dtype, device=x.device))
+    def _walk(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
+        state = state or self.initial_state(x.shape[0], dtype=x.dtype, device=x.device)
         if not x.numel():
-            return x, State(carried)
-        length = x.shape[1]
-        # Only where some sequence begins anew must the walk be interrupted.
-        cuts = [] if resets is None else torch.nonzero(resets.any(dim=0)).flatten().tolist()
-        outputs = []
-        for start, end in itertools.pairwise(sorted({0, *cuts, length})):
-            if resets is not None:
-                kept = ~resets[:, start, None]
-                carried = {name: torch.where(kept, tensor, 0.0) for name, tensor in carried.items()}
-            part = x[:, start:end]
-            if isinstance(self.recurrence, nn.GRU):
-                y, hidden = self.recurrence(part, carried["hidden"][None].contiguous())
-                carried = {"hidden": hidden[0]}
-            else:
-                before = (carried["hidden"][None].contiguous(), carried["cell"][None].contiguous())
-                y, (hidden, cell) = self.recurrence(part, before)
-                carried = {"hidden": hidden[0], "cell": cell[0]}
-            outputs.append(y)
-        return torch.cat(outputs, dim=1), State(carried)
+            return x, state
+        if isinstance(self.recurrence, nn.GRU):
+            y, hidden = self.recurrence(x, state["hidden"][None].contiguous())
+            return y, State({"hidden": hidden[0]})
+        before = (state["hidden"][None].contiguous(), state["cell"][None].contiguous())
+        y, (hidden, cell) = self.recurrence(x, before)
+        return y, State({"hidden": hidden[0], "cell": cell[0]})
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """One position: x (batch, dim) -> output (batch, dim) and the next state."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from statescan import ops
 from statescan.layers._precision import widen
+from statescan.layers._segments import walk_segments
 from statescan.layers._ssm_kernels import KERNELS, choice
 from statescan.layers._state import State
 
@@ -143,14 +144,18 @@ class S4(nn.Module):
             x: the input.
             state: what a call on the positions before gave; the kernel is then as long as the chunk, whatever
                 `max_length` says.
-            resets, offsets: not supported: one kernel spans the sequence.
+            resets, offsets: where sequences begin, as in `ops`; the stretches between are convolved one after the other.
             rate: step sizes are multiplied by it: 2 for an input sampled half as often as in training.
             return_state: False saves computing the state (it is empty then); training needs none.
         """
         if resets is not None or offsets is not None:
-            raise ValueError(
-                "resets, offsets: one convolution kernel spans the sequence; pass the sequences as rows of a batch, "
-                "padded at the end, or one after the other"
+            if self.bidirectional:
+                raise ValueError(
+                    "resets, offsets: a bidirectional layer reads the future; pass the sequences as rows of a batch, padded "
+                    "at the end"
+                )
+            return walk_segments(
+                lambda part, before: self(part, before, rate=rate), x, state or None, resets=resets, offsets=offsets
             )
         carried = state["ssm"] if state else None
         if carried is not None and self.bidirectional:

@@ -191,6 +191,7 @@ class S5Block(nn.Module):
             residual sum; any of them, or none.
         norm_momentum: of the batch norm's running statistics, the share that is kept.
         dropout: probability; a mask is the same at all times.
+        residual: False leaves out x, for a stack that adds it.
     """
 
     def __init__(
@@ -202,6 +203,7 @@ class S5Block(nn.Module):
         norm_at: Sequence[Literal["before", "inside", "after"]] = ("before",),
         norm_momentum: float = 0.95,
         dropout: float = 0.0,
+        residual: bool = True,
     ):
         super().__init__()
         _known("activation", activation, ACTIVATIONS)
@@ -210,6 +212,7 @@ class S5Block(nn.Module):
             _known("norm_at", place, _PLACES)
         dim = mixer.dim
         self.mixer, self.activation, self.norm_at, self.dropout = mixer, activation, tuple(norm_at), dropout
+        self.residual = residual
         self.norm: nn.Module | None = None
         if norm_at:
             self.norm = nn.LayerNorm(dim, eps=1e-6) if norm == "layer" else SequenceBatchNorm(dim, norm_momentum)
@@ -254,7 +257,7 @@ class S5Block(nn.Module):
             elif self.activation == "half_glu2":
                 activated = y
             activated = self._drop(activated * gate)
-        return self._normed("after", x + activated)
+        return self._normed("after", x + activated if self.residual else activated)
 
     def _drop(self, y: Tensor) -> Tensor:
         if not self.training or self.dropout == 0:

@@ -137,9 +137,12 @@ class Classifier(Model):
     def hidden(self, x: Tensor, *, lengths: Tensor | None = None, rate: float = 1.0) -> Tensor:
         """The stream after the last block (batch, positions…, dim); arguments as `forward`."""
         valid = self._valid(x, lengths)
+        if rate != 1.0 and not self.resamples:
+            raise ValueError(f"rate: this model's mixers take inputs at one rate only, got {rate}")
+        options = self.mixer_options | ({} if rate == 1.0 else {"rate": rate})
         x = self.encoder(x)
         for block in self.blocks:
-            x = block(x, valid, rate=rate, **self.mixer_options)
+            x = block(x, valid, **options)
         return x if self.norm is None else self.norm(x, valid)
 
     def forward(self, x: Tensor, *, lengths: Tensor | None = None, rate: float = 1.0) -> Tensor:

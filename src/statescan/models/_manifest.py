@@ -34,6 +34,7 @@ MANIFEST: dict[str, Entry] = {
     "bamba": Entry("statescan.models.bamba", ("bamba_tiny", "bamba_9b")),
     "zamba2": Entry("statescan.models.zamba2", ("zamba2_tiny", "zamba2_1.2b", "zamba2_2.7b", "zamba2_7b")),
     "hybrid": Entry("statescan.models.hybrid", ("transformer_tiny", "transformer_small", "hybrid_tiny")),
+    "classifier": Entry("statescan.models.classifier", ("classifier_tiny", "transformer_classifier_tiny")),
     "s5": Entry(
         "statescan.models.s5",
         (

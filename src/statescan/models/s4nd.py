@@ -51,6 +51,7 @@ class S4NDClassifier(Classifier):
 
     family = "s4nd"
     undecayed = s4.UNDECAYED
+    resamples = True
 
     def __init__(self, config: S4NDConfig):
         super().__init__(config, [build_layer(config) for _ in range(config.depth)])

@@ -7,7 +7,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytorch_lightning as lightning
@@ -62,6 +62,7 @@ class TrainingResult:
         model: folder of the run, which is that of the trained model.
         metrics: table of the metrics.
         picture: their curves, or None where matplotlib is missing.
+        test: numbers of a test that followed; empty where there is none.
     """
 
     steps: int
@@ -71,6 +72,7 @@ class TrainingResult:
     model: str
     metrics: str
     picture: str | None
+    test: dict[str, float] = field(default_factory=dict)
 
 
 class _Batches(lightning.LightningDataModule):

@@ -122,22 +122,11 @@ def whole_sequence(*, regression: bool) -> Measure:
     return measure
 
 
-@dataclass(frozen=True)
-class SequenceResult:
-    """What a run came to: the run itself, and how well its model does on the test.
+def train_sequence(settings: SequenceTraining) -> TrainingResult:
+    """Train on labelled sequences and try the model on others; leaves model, metrics, their picture and ``test.json``.
 
-    Fields:
-        training: the run.
-        test: ``accuracy`` and ``loss``; for regression ``absolute_error`` and ``squared_error``, in the targets' units
-            (with several outputs: in units of their mean deviation). Also written to ``test.json``.
-    """
-
-    training: TrainingResult
-    test: dict[str, float]
-
-
-def train_sequence(settings: SequenceTraining) -> SequenceResult:
-    """Train on labelled sequences and try the model on others; leaves model, metrics and their picture.
+    The test's numbers are ``accuracy`` and ``loss``; for regression ``absolute_error`` and ``squared_error`` in the
+    targets' units (with several outputs: in units of their mean deviation).
 
     Raises:
         ValueError: for data, a setting or a model that does not exist (the nearest name is shown), files that are not what
@@ -154,7 +143,7 @@ def train_sequence(settings: SequenceTraining) -> SequenceResult:
 
 def train_on(
     settings: SequenceTraining, folder: RunFolder, learn: data.LabelledSequences, tried: data.LabelledSequences
-) -> SequenceResult:
+) -> TrainingResult:
     """As `train_sequence`, on sequences at hand."""
     learn, tried = learn.standardised(learn), tried.standardised(learn)
     regression = not learn.classes
@@ -193,10 +182,10 @@ def train_on(
     training = fit(model, settings, folder, objective)
     loss, right = _try(model, measure, SequenceBatches(tried, batch_size=settings.batch_size, once=True))
     unit = float(scale.mean())
-    result = SequenceResult(training, {names[0]: right * unit, names[1]: loss * unit**2})
+    test = {names[0]: right * unit, names[1]: loss * unit**2}
     with replacing(folder.path / "test.json") as file:
-        file.write(json.dumps(result.test, indent=2).encode() + b"\n")
-    return result
+        file.write(json.dumps(test, indent=2).encode() + b"\n")
+    return dataclasses.replace(training, test=test)
 
 
 @torch.no_grad()

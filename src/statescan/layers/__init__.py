@@ -1,6 +1,7 @@
 """Parts that models share: sequence mixers of one protocol, channel mixers, norms, the residual stack, State."""
 
 from statescan.layers._attention import Attention, AttentionState
+from statescan.layers._based import BaseConv, SlidingAttention, TaylorLinearAttention
 from statescan.layers._channel_mixers import GatedMLP
 from statescan.layers._convolution import CausalConv1d
 from statescan.layers._initialisation import delta_bias, initialise_language_model, inverse_softplus
@@ -14,6 +15,7 @@ from statescan.layers._state import State
 __all__ = [
     "Attention",
     "AttentionState",
+    "BaseConv",
     "CausalConv1d",
     "GatedMLP",
     "GatedRMSNorm",
@@ -22,7 +24,9 @@ __all__ = [
     "RMSNorm",
     "ResidualBlock",
     "ResidualStack",
+    "SlidingAttention",
     "State",
+    "TaylorLinearAttention",
     "build_norm",
     "delta_bias",
     "initialise_language_model",

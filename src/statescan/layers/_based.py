@@ -221,12 +221,12 @@ class SlidingAttention(nn.Module):
         block = min(length, max(window, 1))
         missing = -length % block
         queries = F.pad(queries, (0, 0, 0, missing)).unflatten(2, (-1, block))
-        spans = [
+        keys, values = (
             F.pad(cache, (0, 0, 0, missing)).unfold(2, window + block, block).transpose(-1, -2)
             for cache in (keys, values)
-        ]  # (batch, kv_heads, blocks, window + block, head_dim)
+        )  # (batch, kv_heads, blocks, window + block, head_dim)
         if self.kv_heads != heads:
-            spans = [span.repeat_interleave(heads // self.kv_heads, dim=1) for span in spans]
+            keys, values = (span.repeat_interleave(heads // self.kv_heads, dim=1) for span in (keys, values))
         starts = torch.arange(0, length + missing, block, device=queries.device)
         i = torch.arange(block, device=queries.device)[:, None]
         j = torch.arange(window + block, device=queries.device)
@@ -235,7 +235,7 @@ class SlidingAttention(nn.Module):
         # A padded query sees whatever stands in its window: a row without any key would be NaN.
         padded = (starts[:, None, None] + i >= length) & (j == i + window)
         seen = (j >= i) & (j <= i + window) & ((place >= own[..., None]) | padded)
-        context = F.scaled_dot_product_attention(queries, *spans, seen[:, None], scale=self.scale)
+        context = F.scaled_dot_product_attention(queries, keys, values, seen[:, None], scale=self.scale)
         return context.flatten(2, 3)[:, :, :length].transpose(1, 2).flatten(-2)
 
     def _packed(self, x: Tensor, state: State | None, offsets: Tensor) -> tuple[Tensor, State]:

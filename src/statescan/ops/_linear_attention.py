@@ -106,7 +106,7 @@ def taylor_linear_attention(
         sums, last = _parallel(q, k, values, initial_state, resets)
     else:
         parts = [
-            _parallel(*(t[:, a:b] for t in (q, k, values)), None if initial_state is None else initial_state[i : i + 1])
+            _parallel(q[:, a:b], k[:, a:b], values[:, a:b], None if initial_state is None else initial_state[i : i + 1])
             for i, (a, b) in enumerate(itertools.pairwise(offsets.tolist()))
         ]
         sums, last = torch.cat([y for y, _ in parts], dim=1), torch.cat([s for _, s in parts])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from statescan.layers import Attention, BaseConv, Mamba, Mamba2, SlidingAttention, TaylorLinearAttention
+from statescan.layers import Attention, BaseConv, Mamba, Mamba2, SeqBoat, SlidingAttention, TaylorLinearAttention
 
 DIM = 12
 
@@ -38,8 +38,15 @@ MIXERS: dict[str, Callable[[], nn.Module]] = {
     ),
 }
 
-#: Those whose initial state is learned take no resets; they are listed apart.
+#: Those whose initial state is learned, or whose averages are convolutions, take no resets; they are listed apart.
 WITHOUT_RESETS: dict[str, Callable[[], nn.Module]] = {
+    "seqboat": lambda: SeqBoat(DIM, qk_dim=5, hidden_dim=7, ema_dim=3, window=3, max_length=4),
+    "seqboat-softmax": lambda: SeqBoat(
+        DIM, qk_dim=6, ema_dim=1, window=2, attention="softmax", position="rotary", prenorm=False
+    ),
+    "seqboat-dense": lambda: SeqBoat(
+        DIM, qk_dim=5, ema_dim=2, window=3, position="local", norm="batch", compression="never"
+    ),
     "mamba2-learned-state": lambda: Mamba2(DIM, state_dim=3, head_dim=4, learned_initial_state=True),
 }
 

@@ -10,6 +10,7 @@ from statescan.layers._mamba2 import Mamba2
 from statescan.layers._norms import GatedRMSNorm, RMSNorm, build_norm
 from statescan.layers._residual import ResidualBlock, ResidualStack
 from statescan.layers._rotary import rotate
+from statescan.layers._seqboat import MultiHeadEMA, SeqBoat, SequenceNorm
 from statescan.layers._state import State
 
 __all__ = [
@@ -21,9 +22,12 @@ __all__ = [
     "GatedRMSNorm",
     "Mamba",
     "Mamba2",
+    "MultiHeadEMA",
     "RMSNorm",
     "ResidualBlock",
     "ResidualStack",
+    "SeqBoat",
+    "SequenceNorm",
     "SlidingAttention",
     "State",
     "TaylorLinearAttention",

@@ -34,5 +34,6 @@ MANIFEST: dict[str, Entry] = {
     "bamba": Entry("statescan.models.bamba", ("bamba_tiny", "bamba_9b")),
     "zamba2": Entry("statescan.models.zamba2", ("zamba2_tiny", "zamba2_1.2b", "zamba2_2.7b", "zamba2_7b")),
     "based": Entry("statescan.models.based", ("based_tiny", "based_360m", "based_1b")),
+    "seqboat": Entry("statescan.models.seqboat", ("seqboat_tiny", "seqboat_cifar")),
     "hybrid": Entry("statescan.models.hybrid", ("transformer_tiny", "transformer_small", "hybrid_tiny")),
 }

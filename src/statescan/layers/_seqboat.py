@@ -352,7 +352,7 @@ class SeqBoat(nn.Module):
         y = F.silu((added if self.bidirectional else self.dropout(added)) + x)
         if not self.prenorm:
             y = self.norm(y)
-        if ema is None or self.bidirectional or (self.compression == "auto" and state):
+        if ema is None or not self.recurrent:
             return y, State()
         before = state["seen"] if state else torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
         return y, State({"ema": ema, **cache, "seen": before + x.shape[1]})

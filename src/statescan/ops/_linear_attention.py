@@ -48,7 +48,7 @@ def taylor_features(x: Tensor, *, reduced: bool = True) -> Tensor:
     one = torch.ones_like(x[..., :1])
     if reduced:
         first, second = (torch.tensor(row, device=x.device) for row in _pairs(dim))
-        scale = torch.where(first == second, 1 / math.sqrt(2 * dim), 1 / math.sqrt(dim)).to(x.dtype)
+        scale = torch.where(first == second, x.new_tensor(1 / math.sqrt(2 * dim)), x.new_tensor(1 / math.sqrt(dim)))
         products = x[..., first] * x[..., second] * scale
     else:
         products = (x[..., :, None] * x[..., None, :]).flatten(-2) / math.sqrt(2 * dim)

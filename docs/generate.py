@@ -36,6 +36,8 @@ def pages() -> dict[Path, str]:
         "docs/systems/index.md": {"systems": systems_table("")},
         "docs/systems/mamba.md": {"models": models_table("mamba", "falcon_mamba")},
         "docs/systems/mamba2.md": {"models": models_table("mamba2", "bamba", "zamba2")},
+        "docs/systems/based.md": {"models": models_table("based")},
+        "docs/systems/seqboat.md": {"models": models_table("seqboat")},
     }
     made = {}
     for name, texts in parts.items():

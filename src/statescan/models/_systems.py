@@ -45,6 +45,28 @@ _SYSTEMS = (
             "published and Hugging Face checkpoints both ways",
         ),
     ),
+    System(
+        "based",
+        "Simple Linear Attention Language Models Balance the Recall-Throughput Tradeoff (Arora et al., 2024)",
+        ("based",),
+        (
+            "outputs and states of the published code",
+            "exact parameter counts",
+            "published names both ways",
+            "quadratic, chunked and recurrent forms agree",
+        ),
+    ),
+    System(
+        "seqboat",
+        "Sparse Modular Activation for Efficient Sequence Modeling (Ren et al., 2023)",
+        ("seqboat",),
+        (
+            "outputs of the published code",
+            "exact parameter counts",
+            "published names both ways",
+            "whole, chunks and steps agree",
+        ),
+    ),
 )
 
 

@@ -40,6 +40,15 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         dict(dim=20, depth=4, layout=("mamba", "mlp", "mamba2", "attention"), mlp_layer_dim=8)
         | dict(mixers=dict(mamba2=dict(state_dim=3, head_dim=8)), attention=dict(heads=2)),
     ),
+    "based": (
+        "based_tiny",
+        dict(dim=20, depth=3, heads=2, feature_dim=3, window=3, mlp_dim=16, layout=("conv", "linear", "window")),
+    ),
+    "based-mixed": (
+        "based_tiny",
+        dict(dim=24, depth=4, heads=4, linear_heads=3, feature_dim=2, window=5, kv_heads=2, rotary_dim=4, mlp_dim=0)
+        | dict(qkv_bias=True, layout=("attention", "window", "linear", "conv"), linear_form="parallel"),
+    ),
     "transformer": ("transformer_tiny", dict(dim=20, depth=2, mlp_dim=16, attention=dict(heads=2, rotary_dim=10))),
 }
 

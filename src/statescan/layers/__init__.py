@@ -1,6 +1,7 @@
 """Parts that models share: sequence mixers of one protocol, channel mixers, norms, the residual stack, State."""
 
 from statescan.layers._attention import Attention, AttentionState
+from statescan.layers._based import BaseConv, SlidingAttention, TaylorLinearAttention
 from statescan.layers._channel_mixers import GatedMLP
 from statescan.layers._convolution import CausalConv1d
 from statescan.layers._initialisation import delta_bias, initialise_language_model, inverse_softplus
@@ -14,6 +15,7 @@ from statescan.layers._rotary import rotate
 from statescan.layers._s4 import S4, S4D, SequenceDropout
 from statescan.layers._s4nd import S4ND
 from statescan.layers._s5 import S5, S5Block, SequenceBatchNorm
+from statescan.layers._seqboat import MultiHeadEMA, SeqBoat, SequenceNorm
 from statescan.layers._ssm_kernels import DiagonalKernel, DPLRKernel
 from statescan.layers._state import State
 
@@ -26,6 +28,7 @@ __all__ = [
     "UNDECAYED",
     "Attention",
     "AttentionState",
+    "BaseConv",
     "CausalConv1d",
     "DPLRKernel",
     "DiagonalKernel",
@@ -33,14 +36,19 @@ __all__ = [
     "GatedRMSNorm",
     "Mamba",
     "Mamba2",
+    "MultiHeadEMA",
     "RMSNorm",
     "RecurrentCell",
     "ResidualBlock",
     "ResidualStack",
     "S5Block",
+    "SeqBoat",
     "SequenceBatchNorm",
     "SequenceDropout",
+    "SequenceNorm",
+    "SlidingAttention",
     "State",
+    "TaylorLinearAttention",
     "build_mixer",
     "build_norm",
     "check_mixer",

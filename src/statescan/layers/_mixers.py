@@ -10,11 +10,13 @@ from typing import Any, Literal
 from torch import nn
 
 from statescan.layers._attention import Attention
+from statescan.layers._based import SlidingAttention, TaylorLinearAttention
 from statescan.layers._mamba import Mamba
 from statescan.layers._mamba2 import Mamba2
 from statescan.layers._recurrent import RecurrentCell
 from statescan.layers._s4 import S4, S4D
 from statescan.layers._s5 import S5, S5Activation, S5Block
+from statescan.layers._seqboat import SeqBoat
 
 
 def _s5(
@@ -46,6 +48,7 @@ def _recurrent(kind: Literal["gru", "lstm"]) -> Callable[..., nn.Module]:
 #: What makes a mixer of `dim` channels; its keywords are the options.
 MIXERS: dict[str, Callable[..., nn.Module]] = {
     "attention": _attention,
+    "based": TaylorLinearAttention,
     "gru": _recurrent("gru"),
     "lstm": _recurrent("lstm"),
     "mamba": Mamba,
@@ -53,6 +56,8 @@ MIXERS: dict[str, Callable[..., nn.Module]] = {
     "s4": S4,
     "s4d": S4D,
     "s5": _s5,
+    "seqboat": SeqBoat,
+    "sliding_attention": SlidingAttention,
 }
 
 #: Parts of names of mixers' parameters that weight decay would harm: rates of decay, step sizes, direct paths.

@@ -24,28 +24,6 @@ class System:
 
 _SYSTEMS = (
     System(
-        "mamba",
-        "Mamba: Linear-Time Sequence Modeling with Selective State Spaces (Gu and Dao, 2023)",
-        ("mamba", "falcon_mamba"),
-        (
-            "outputs and gradients of the published code",
-            "exact parameter counts",
-            "published and Hugging Face checkpoints both ways",
-            "induction heads learned",
-        ),
-    ),
-    System(
-        "mamba2",
-        "Transformers are SSMs: Generalized Models and Efficient Algorithms Through Structured State Space Duality "
-        "(Dao and Gu, 2024)",
-        ("mamba2", "bamba", "zamba2"),
-        (
-            "outputs and gradients of the published code",
-            "exact parameter counts",
-            "published and Hugging Face checkpoints both ways",
-        ),
-    ),
-    System(
         "s5",
         "Simplified State Space Layers for Sequence Modeling (Smith, Warrington and Linderman, 2023)",
         ("s5",),
@@ -65,6 +43,50 @@ _SYSTEMS = (
             "exact parameter counts",
             "published names both ways",
             "episodes that begin inside a sequence are strangers to what was before",
+        ),
+    ),
+    System(
+        "seqboat",
+        "Sparse Modular Activation for Efficient Sequence Modeling (Ren et al., 2023)",
+        ("seqboat",),
+        (
+            "outputs of the published code",
+            "exact parameter counts",
+            "published names both ways",
+            "whole, chunks and steps agree",
+        ),
+    ),
+    System(
+        "mamba",
+        "Mamba: Linear-Time Sequence Modeling with Selective State Spaces (Gu and Dao, 2023)",
+        ("mamba", "falcon_mamba"),
+        (
+            "outputs and gradients of the published code",
+            "exact parameter counts",
+            "published and Hugging Face checkpoints both ways",
+            "induction heads learned",
+        ),
+    ),
+    System(
+        "based",
+        "Simple Linear Attention Language Models Balance the Recall-Throughput Tradeoff (Arora et al., 2024)",
+        ("based",),
+        (
+            "outputs and states of the published code",
+            "exact parameter counts",
+            "published names both ways",
+            "quadratic, chunked and recurrent forms agree",
+        ),
+    ),
+    System(
+        "mamba2",
+        "Transformers are SSMs: Generalized Models and Efficient Algorithms Through Structured State Space Duality "
+        "(Dao and Gu, 2024)",
+        ("mamba2", "bamba", "zamba2"),
+        (
+            "outputs and gradients of the published code",
+            "exact parameter counts",
+            "published and Hugging Face checkpoints both ways",
         ),
     ),
 )

@@ -335,7 +335,8 @@ class DPLRKernel(DiagonalKernel):
 
     As published, C is stored truncated: once a length L is known, C becomes C (I - dA^L) and `kernel_length` remembers L;
     a longer kernel doubles it. Checkpoints therefore carry `kernel_length`. Below `rate` 1, kernels longer than L in the
-    rate's positions repeat themselves approximately, as the published ones do.
+    rate's positions repeat themselves approximately; a `bandlimit` masks the truncated weights, so what it does depends
+    on L. Both are as published.
 
     Arguments: those of `DiagonalKernel` but ``discretization``, which is bilinear, and
         rank: of P.
@@ -391,11 +392,14 @@ class DPLRKernel(DiagonalKernel):
             known = 2 * span if known else span
             self.kernel_length.fill_(known)
 
+    def _settle(self) -> None:
+        if self.max_length and int(self.kernel_length) == 0:
+            self.set_length(self.max_length)
+
     def forward(self, length: int, *, rate: float = 1.0, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """The kernel (channels, H, length) and, for a state (batch, H, N/2), what it adds to the output
         (batch, channels, H, length)."""
-        if int(self.kernel_length) == 0 and self.max_length:
-            self.set_length(self.max_length)
+        self._settle()
         self.set_length(round(rate * length))
         whole = max(1, round(int(self.kernel_length) / rate))
         dt, A, B, C = self.system(rate)
@@ -445,6 +449,7 @@ class DPLRKernel(DiagonalKernel):
         return 2 * torch.einsum("chn,bhn->bch", C, state).real, state
 
     def _recurrence(self, rate: float) -> tuple[Tensor, ...]:
+        self._settle()
         # (I - dt/2 A)^-1 (I + dt/2 A) for A = diag - P P*, by the Woodbury identity (S4, appendix C.2)
         dt, A, B, _ = self.system(rate)
         P = self._P()

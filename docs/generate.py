@@ -34,6 +34,9 @@ def pages() -> dict[Path, str]:
     parts = {
         "README.md": {"systems": systems_table("docs/systems/")},
         "docs/systems/index.md": {"systems": systems_table("")},
+        "docs/systems/s4.md": {"models": models_table("s4")},
+        "docs/systems/s4d.md": {"models": models_table("s4d")},
+        "docs/systems/s4nd.md": {"models": models_table("s4nd")},
         "docs/systems/mamba.md": {"models": models_table("mamba", "falcon_mamba")},
         "docs/systems/mamba2.md": {"models": models_table("mamba2", "bamba", "zamba2")},
     }

@@ -229,6 +229,27 @@ def test_dropout_is_of_training_alone_and_may_be_tied() -> None:
     assert not (SequenceDropout(0.5, tied=False)(torch.ones(2, 5, 64)) == dropped).all()
 
 
+@pytest.mark.parametrize("options", [dict(), dict(bidirectional=True), dict(discretization="bilinear", channels=2)])
+def test_diagonal_layers_compile_whole(options: dict[str, Any]) -> None:
+    layer, x = S4D(DIM, state_dim=8, **options).eval(), noise(2, 9, DIM)
+    got, state = torch.compile(layer, fullgraph=True, backend="aot_eager")(x)
+    want, last = layer(x)
+    torch.testing.assert_close(got, want)
+    assert list(state) == list(last)
+
+
+@pytest.mark.parametrize("kind", [S4, S4D])
+def test_mixed_precision(kind: type[S4]) -> None:
+    """Kernels and states stay wide under autocast: only the projection is narrow."""
+    layer, x = kind(DIM, state_dim=8).eval(), noise(2, 9, DIM)
+    want, _ = layer(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got, state = layer(x)
+        got.float().sum().backward()
+    assert state["ssm"].dtype == torch.float32
+    assert (got.float() - want).abs().max() < 0.02 * want.abs().max()
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

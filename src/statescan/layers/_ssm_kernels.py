@@ -300,7 +300,7 @@ class DiagonalKernel(nn.Module):
 
     def initial_state(self, batch_size: int, device: torch.device | None = None) -> Tensor:
         """Zeros (batch, H, N/2), complex64 (complex128 in double precision)."""
-        dtype = widen(self.A_real).dtype.to_complex()
+        dtype = torch.complex128 if self.A_real.dtype == torch.float64 else torch.complex64
         return torch.zeros(batch_size, self.dim, self.states, dtype=dtype, device=device or self.C.device)
 
     def step(self, u: Tensor, state: Tensor, *, rate: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -48,7 +48,8 @@ def refuse_other_models(name: str, model: Any) -> None:
     """Raise unless a model reads tokens and steps, as language models do."""
     if getattr(model.config, "vocab_size", None) is None or not hasattr(model, "step"):
         raise ValueError(
-            f"{name!r} is no language model: costs are measured of those alone; it has {count_parameters(model):,} parameters"
+            f"{name!r} is no language model: costs are measured of those alone; "
+            f"it has {count_parameters(model):,} parameters"
         )
 
 

@@ -443,9 +443,9 @@ class DPLRKernel(DiagonalKernel):
 
     def step(self, u: Tensor, state: Tensor, *, rate: float = 1.0) -> tuple[Tensor, Tensor]:
         """u (batch, H), state (batch, H, N/2) -> y (batch, channels, H) and the next state, in O(N rank)."""
-        dt, A, B, P, D, inner, C = self._cached(("step", rate), lambda: self._recurrence(rate))
-        z = D * ((2 / dt + A) * state - self._low_rank(P, _overlap(P, state)) + 2 * B * widen(u)[..., None])
-        state = z - D * self._low_rank(P, torch.linalg.solve(inner, _overlap(P, z)[..., None])[..., 0])
+        ahead, D, B, P, inverse, C = self._cached(("step", rate), lambda: self._recurrence(rate))
+        z = D * (ahead * state - self._low_rank(P, _overlap(P, state)) + B * widen(u)[..., None])
+        state = z - D * self._low_rank(P, (inverse @ _overlap(P, z)[..., None])[..., 0])
         return 2 * torch.einsum("chn,bhn->bch", C, state).real, state
 
     def _recurrence(self, rate: float) -> tuple[Tensor, ...]:
@@ -456,7 +456,7 @@ class DPLRKernel(DiagonalKernel):
         D = 1 / (2 / dt - A)
         overlaps = 2 * torch.einsum("rhn,hn,shn->hrs", P.conj(), D, P).real
         inner = torch.eye(self.rank, device=P.device, dtype=overlaps.dtype) + overlaps
-        return dt, A, B, P, D, inner, self.output_weights()
+        return 2 / dt + A, D, 2 * B, P, torch.linalg.inv(inner), self.output_weights()
 
     def output_weights(self) -> Tensor:
         """C (channels, H, N/2) with the truncation undone: C (I - dA^L)^-1."""

@@ -300,7 +300,7 @@ class DiagonalKernel(nn.Module):
 
     def initial_state(self, batch_size: int, device: torch.device | None = None) -> Tensor:
         """Zeros (batch, H, N/2), complex64 (complex128 in double precision)."""
-        dtype = widen(self.A_real).dtype.to_complex()
+        dtype = torch.complex128 if self.A_real.dtype == torch.float64 else torch.complex64
         return torch.zeros(batch_size, self.dim, self.states, dtype=dtype, device=device or self.C.device)
 
     def step(self, u: Tensor, state: Tensor, *, rate: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -335,7 +335,8 @@ class DPLRKernel(DiagonalKernel):
 
     As published, C is stored truncated: once a length L is known, C becomes C (I - dA^L) and `kernel_length` remembers L;
     a longer kernel doubles it. Checkpoints therefore carry `kernel_length`. Below `rate` 1, kernels longer than L in the
-    rate's positions repeat themselves approximately, as the published ones do.
+    rate's positions repeat themselves approximately; a `bandlimit` masks the truncated weights, so what it does depends
+    on L. Both are as published.
 
     Arguments: those of `DiagonalKernel` but ``discretization``, which is bilinear, and
         rank: of P.
@@ -391,11 +392,14 @@ class DPLRKernel(DiagonalKernel):
             known = 2 * span if known else span
             self.kernel_length.fill_(known)
 
+    def _settle(self) -> None:
+        if self.max_length and int(self.kernel_length) == 0:
+            self.set_length(self.max_length)
+
     def forward(self, length: int, *, rate: float = 1.0, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """The kernel (channels, H, length) and, for a state (batch, H, N/2), what it adds to the output
         (batch, channels, H, length)."""
-        if int(self.kernel_length) == 0 and self.max_length:
-            self.set_length(self.max_length)
+        self._settle()
         self.set_length(round(rate * length))
         whole = max(1, round(int(self.kernel_length) / rate))
         dt, A, B, C = self.system(rate)
@@ -439,19 +443,20 @@ class DPLRKernel(DiagonalKernel):
 
     def step(self, u: Tensor, state: Tensor, *, rate: float = 1.0) -> tuple[Tensor, Tensor]:
         """u (batch, H), state (batch, H, N/2) -> y (batch, channels, H) and the next state, in O(N rank)."""
-        dt, A, B, P, D, inner, C = self._cached(("step", rate), lambda: self._recurrence(rate))
-        z = D * ((2 / dt + A) * state - self._low_rank(P, _overlap(P, state)) + 2 * B * widen(u)[..., None])
-        state = z - D * self._low_rank(P, torch.linalg.solve(inner, _overlap(P, z)[..., None])[..., 0])
+        ahead, D, B, P, inverse, C = self._cached(("step", rate), lambda: self._recurrence(rate))
+        z = D * (ahead * state - self._low_rank(P, _overlap(P, state)) + B * widen(u)[..., None])
+        state = z - D * self._low_rank(P, (inverse @ _overlap(P, z)[..., None])[..., 0])
         return 2 * torch.einsum("chn,bhn->bch", C, state).real, state
 
     def _recurrence(self, rate: float) -> tuple[Tensor, ...]:
+        self._settle()
         # (I - dt/2 A)^-1 (I + dt/2 A) for A = diag - P P*, by the Woodbury identity (S4, appendix C.2)
         dt, A, B, _ = self.system(rate)
         P = self._P()
         D = 1 / (2 / dt - A)
         overlaps = 2 * torch.einsum("rhn,hn,shn->hrs", P.conj(), D, P).real
         inner = torch.eye(self.rank, device=P.device, dtype=overlaps.dtype) + overlaps
-        return dt, A, B, P, D, inner, self.output_weights()
+        return 2 / dt + A, D, 2 * B, P, torch.linalg.inv(inner), self.output_weights()
 
     def output_weights(self) -> Tensor:
         """C (channels, H, N/2) with the truncation undone: C (I - dA^L)^-1."""

@@ -24,6 +24,39 @@ class System:
 
 _SYSTEMS = (
     System(
+        "s4",
+        "Efficiently Modeling Long Sequences with Structured State Spaces (Gu, Goel and Re, 2022)",
+        ("s4",),
+        (
+            "outputs, kernels and steps of the published code",
+            "exact parameter counts of its backbones",
+            "published names both ways",
+            "whole, chunks and steps agree over 4,096 positions",
+        ),
+    ),
+    System(
+        "s4d",
+        "On the Parameterization and Initialization of Diagonal State Space Models (Gu, Gupta, Goel and Re, 2022); "
+        "Diagonal State Spaces are as Effective as Structured State Spaces (Gupta, Gu and Berant, 2022)",
+        ("s4d",),
+        (
+            "outputs, kernels and steps of the published code",
+            "exact parameter counts",
+            "published names both ways",
+            "whole, chunks and steps agree over 4,096 positions",
+        ),
+    ),
+    System(
+        "s4nd",
+        "S4ND: Modeling Images and Videos as Multidimensional Signals Using State Spaces (Nguyen et al., 2022)",
+        ("s4nd",),
+        (
+            "outputs and kernels of the published layer",
+            "equal to the dense convolution over two and three axes",
+            "a band limit carries over to twice the resolution",
+        ),
+    ),
+    System(
         "s5",
         "Simplified State Space Layers for Sequence Modeling (Smith, Warrington and Linderman, 2023)",
         ("s5",),

@@ -69,8 +69,11 @@ def vandermonde_transpose(signal: Tensor, exponents: Tensor) -> Tensor:
     checks.complex_valued(name, "exponents", exponents, ndim=2)
     checks.fits(name, "exponents", exponents, (signal.shape[1], None))
     checks.same_device(name, signal=signal, exponents=exponents)
-    wide = torch.float64 if torch.complex128 in (exponents.dtype, signal.dtype.to_complex()) else torch.float32
-    return torch.ops.statescan.vandermonde_transpose(signal.to(wide), exponents.to(wide.to_complex()))
+    double = exponents.dtype == torch.complex128 or signal.dtype == torch.float64
+    return torch.ops.statescan.vandermonde_transpose(
+        signal.to(torch.float64 if double else torch.float32),
+        exponents.to(torch.complex128 if double else torch.complex64),
+    )
 
 
 def vandermonde_transpose_reference(signal: Tensor, exponents: Tensor) -> Tensor:

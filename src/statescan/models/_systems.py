@@ -65,6 +65,7 @@ _SYSTEMS = (
             "exact parameter counts",
             "published names both ways",
             "episodes that begin inside a sequence are strangers to what was before",
+            "a memory task learned by proximal policy optimisation",
         ),
     ),
 )

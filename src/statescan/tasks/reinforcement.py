@@ -46,8 +46,17 @@ class ReinforcementTraining:
     #: The agent's memory: s5, gru, lstm, or none.
     core: Literal["s5", "gru", "lstm", "none"] = "s5"
     #: Fields of the agent's config to change; see `statescan.models.s5_rl`.
-    set: tuple[str, ...] = ("dim=64", "depth=2", "state_dim=64", "encoder_dim=64", "head_dim=64")
-    #: Give the agent its last action, and whether an episode begins, beside the observation.
+    set: tuple[str, ...] = (
+        "dim=64",
+        "depth=2",
+        "state_dim=64",
+        "encoder_dim=64",
+        "head_dim=64",
+        "dt_min=0.01",
+        "dt_max=1.0",
+    )
+    #: Give the agent its last action, and whether an episode begins, beside the observation. By its actions even an agent
+    #: without memory can leave itself notes.
     previous_action: bool = True
     #: Updates: one sequence played by every copy, and what is learned from it.
     updates: int = 200
@@ -206,8 +215,10 @@ class Player:
         self._state = state
         # The state is not kept: this step is played again, by the agent that will have learned.
         _, last_value, _ = agent.step(self._seen().to(self.device), state, starts=self._starts.to(self.device))
-        columns = [torch.stack(column, dim=1).to(self.device) for column in zip(*steps, strict=True)]
-        return Rollout(*columns, before=before, last_value=last_value)  # type: ignore[misc]
+        names = ("seen", "starts", "actions", "log_probabilities", "values", "rewards", "ends")
+        columns = (torch.stack(column, dim=1).to(self.device) for column in zip(*steps, strict=True))
+        played: dict[str, Any] = dict(zip(names, columns, strict=True))
+        return Rollout(**played, before=before, last_value=last_value)
 
     def _count(self, rewards: np.ndarray, ends: np.ndarray) -> None:
         self._returns += rewards

@@ -254,10 +254,13 @@ def test_mixed_precision(kind: type[S4]) -> None:
     ("call", "message"),
     [
         (
-            lambda: build("s4")(noise(1, 3, DIM), resets=torch.zeros(1, 3, dtype=torch.bool)),
-            "one convolution kernel spans",
+            lambda: S4(DIM, bidirectional=True)(noise(1, 3, DIM), resets=torch.zeros(1, 3, dtype=torch.bool)),
+            "pass the sequences as rows of a batch",
         ),
-        (lambda: build("s4")(noise(1, 3, DIM), offsets=torch.tensor([0, 3])), "pass the sequences as rows of a batch"),
+        (
+            lambda: build("s4")(noise(2, 3, DIM), offsets=torch.tensor([0, 3])),
+            "offsets: packed sequences come in a batch of 1",
+        ),
         (lambda: S4(DIM, kernel="diag"), "kernel: unknown 'diag'; nearest: 'diagonal'; known: diagonal, dplr"),
         (lambda: S4(DIM, activation="geluu"), "activation: unknown 'geluu'; nearest: 'gelu'"),
         (lambda: S4(DIM, output="glue"), "output: unknown 'glue'; nearest: 'glu'"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -124,12 +126,23 @@ def _ts(path: Path, classes: tuple[str, ...] = ()) -> LabelledSequences:
     return LabelledSequences(*pad(sequences), torch.tensor([names.index(label) for label in labels]), names)
 
 
+@contextlib.contextmanager
+def _arrays(path: Path) -> Iterator[Any]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            yield {name: arrays[name] for name in arrays.files}
+    except (ValueError, AttributeError, zipfile.BadZipFile) as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise ValueError(f"{path}: cannot be read as arrays of numbers that numpy.savez wrote: {error}") from None
+
+
 def _npz(path: Path, classes: tuple[str, ...] = ()) -> LabelledSequences:
     """Arrays ``inputs`` (examples, length[, channels]) and ``targets`` (examples[, outputs]); ``lengths`` may be there."""
-    with np.load(path, allow_pickle=False) as arrays:
+    with _arrays(path) as arrays:
         missing = [name for name in ("inputs", "targets") if name not in arrays]
         if missing:
-            raise ValueError(f"{path}: no array {missing[0]!r}; it has {', '.join(arrays.files) or 'none'}")
+            raise ValueError(f"{path}: no array {missing[0]!r}; it has {', '.join(arrays) or 'none'}")
         inputs, targets = arrays["inputs"], arrays["targets"]
         lengths = arrays["lengths"] if "lengths" in arrays else np.full(len(inputs), inputs.shape[1])
     tokens = np.issubdtype(inputs.dtype, np.integer) and inputs.ndim == 2

@@ -33,6 +33,34 @@ def _s5(
     return S5Block(system, activation=activation, norm_at=(), residual=False)
 
 
+def _structured(layer: type[S4], initialisation: str, discretization: str) -> Callable[..., nn.Module]:
+    def build(
+        dim: int,
+        *,
+        state_dim: int = 64,
+        channels: int = 1,
+        bidirectional: bool = False,
+        dropout: float = 0.0,
+        initialisation: str = initialisation,
+        discretization: str = discretization,
+        dt_min: float = 1e-3,
+        dt_max: float = 0.1,
+    ) -> nn.Module:
+        return layer(
+            dim,
+            state_dim=state_dim,
+            channels=channels,
+            bidirectional=bidirectional,
+            dropout=dropout,
+            initialisation=initialisation,
+            discretization=discretization,
+            dt_min=dt_min,
+            dt_max=dt_max,
+        )
+
+    return build
+
+
 def _attention(
     dim: int, *, heads: int | None = None, rotary: bool = True, causal: bool = True, conv_kernel: int = 0
 ) -> nn.Module:
@@ -53,8 +81,8 @@ MIXERS: dict[str, Callable[..., nn.Module]] = {
     "lstm": _recurrent("lstm"),
     "mamba": Mamba,
     "mamba2": Mamba2,
-    "s4": S4,
-    "s4d": S4D,
+    "s4": _structured(S4, "legs", "bilinear"),
+    "s4d": _structured(S4D, "diag-lin", "zoh"),
     "s5": _s5,
     "seqboat": SeqBoat,
     "sliding_attention": SlidingAttention,

@@ -114,6 +114,8 @@ class Classifier(Model):
 
     #: Keywords that every mixer is called with.
     mixer_options: ClassVar[dict[str, Any]] = {}
+    #: Whether the mixers take a `rate`.
+    resamples: ClassVar[bool] = False
 
     def __init__(self, config: Any, mixers: list[nn.Module]):
         super().__init__(config)

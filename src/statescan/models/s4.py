@@ -80,6 +80,7 @@ class S4Classifier(Classifier):
     family = "s4"
     undecayed = UNDECAYED
     mixer_options: ClassVar[dict[str, Any]] = {"return_state": False}
+    resamples = True
 
     def __init__(self, config: S4Config):
         super().__init__(config, [build_layer(config) for _ in range(config.depth)])

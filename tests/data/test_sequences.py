@@ -43,7 +43,6 @@ def test_npz_files_hold_numbers_or_tokens(tmp_path):
 
 
 def test_digits_are_real_images_pixel_by_pixel():
-    pytest.importorskip("sklearn")
     learn, tried = read_sequences("digits", seed=1)
     assert len(learn) + len(tried) == 1797 and learn.inputs.shape[1:] == (64, 1)
     assert not torch.equal(read_sequences("digits", seed=2)[1].targets, tried.targets)

@@ -168,7 +168,7 @@ def _digits(seed: int) -> tuple[LabelledSequences, LabelledSequences]:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise ValueError("data: 'digits' comes with scikit-learn: pip install scikit-learn") from None
+        raise ValueError("data: 'digits' comes with scikit-learn: pip install 'statescan[eval]'") from None
     pixels, labels = load_digits(return_X_y=True)
     inputs = torch.from_numpy(pixels.astype(np.float32)[..., None])
     whole = LabelledSequences(

@@ -31,7 +31,7 @@ SMALL = {
     "--log-every": ["1"],
 }
 SMALL_TEXT = SMALL | {"--length": ["32"]}
-SMALL_SEQUENCES = ["--steps", "2"]
+SMALL_SEQUENCES = {"--steps": ["2"]}
 SMALL_AGENT = {
     "--updates": ["2"],
     "--copies": ["4"],

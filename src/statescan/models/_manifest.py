@@ -76,5 +76,9 @@ MANIFEST: dict[str, Entry] = {
             "s4d_lra_pathx",
         ),
     ),
+    "h3": Entry(
+        "statescan.models.h3",
+        ("h3_tiny", "h3_125m", "h3_355m", "h3_1.3b", "h3_2.7b", "h3_2.7b_rotary"),
+    ),
     "s4nd": Entry("statescan.models.s4nd", ("s4nd_tiny", "s4nd_cifar")),
 }

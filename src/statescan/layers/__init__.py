@@ -6,6 +6,7 @@ from statescan.layers._channel_mixers import MLP, GatedMLP
 from statescan.layers._convolution import CausalConv1d
 from statescan.layers._h3 import H3, ShiftKernel
 from statescan.layers._initialisation import delta_bias, initialise_language_model, inverse_softplus
+from statescan.layers._long_conv import H3Conv, LongConv, LongKernel
 from statescan.layers._mamba import Mamba
 from statescan.layers._mamba2 import Mamba2
 from statescan.layers._mixers import MIXERS, UNDECAYED, build_mixer, check_mixer
@@ -37,6 +38,9 @@ __all__ = [
     "DiagonalKernel",
     "GatedMLP",
     "GatedRMSNorm",
+    "H3Conv",
+    "LongConv",
+    "LongKernel",
     "Mamba",
     "Mamba2",
     "MultiHeadEMA",

@@ -51,7 +51,8 @@ class LongKernel(nn.Module):
         dim: channels.
         max_length: taps.
         outputs: kernels a channel.
-        threshold: of `squash`; 0 for none.
+        threshold: of `squash`; 0 for none. A tap below it is zero and gets no gradient, so it belongs below the scale
+            of the first taps.
         smoothing: ``mean`` (`smooth`), ``frequency`` (`smooth_spectrum`) or None.
         window: of the smoothing.
         dropout: probability that training drops a tap.

@@ -2,9 +2,11 @@
 
 from statescan.layers._attention import Attention, AttentionState
 from statescan.layers._based import BaseConv, SlidingAttention, TaylorLinearAttention
-from statescan.layers._channel_mixers import GatedMLP
+from statescan.layers._channel_mixers import MLP, GatedMLP
 from statescan.layers._convolution import CausalConv1d
+from statescan.layers._h3 import H3, ShiftKernel
 from statescan.layers._initialisation import delta_bias, initialise_language_model, inverse_softplus
+from statescan.layers._long_conv import H3Conv, LongConv, LongKernel
 from statescan.layers._mamba import Mamba
 from statescan.layers._mamba2 import Mamba2
 from statescan.layers._mixers import MIXERS, UNDECAYED, build_mixer, check_mixer
@@ -20,7 +22,9 @@ from statescan.layers._ssm_kernels import DiagonalKernel, DPLRKernel
 from statescan.layers._state import State
 
 __all__ = [
+    "H3",
     "MIXERS",
+    "MLP",
     "S4",
     "S4D",
     "S4ND",
@@ -34,6 +38,9 @@ __all__ = [
     "DiagonalKernel",
     "GatedMLP",
     "GatedRMSNorm",
+    "H3Conv",
+    "LongConv",
+    "LongKernel",
     "Mamba",
     "Mamba2",
     "MultiHeadEMA",
@@ -46,6 +53,7 @@ __all__ = [
     "SequenceBatchNorm",
     "SequenceDropout",
     "SequenceNorm",
+    "ShiftKernel",
     "SlidingAttention",
     "State",
     "TaylorLinearAttention",

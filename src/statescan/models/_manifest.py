@@ -76,5 +76,20 @@ MANIFEST: dict[str, Entry] = {
             "s4d_lra_pathx",
         ),
     ),
+    "long_conv": Entry(
+        "statescan.models.long_conv",
+        (
+            "long_conv_tiny",
+            "long_conv_lra_listops",
+            "long_conv_lra_text",
+            "long_conv_lra_image",
+            "long_conv_lra_pathfinder",
+            "long_conv_lra_pathx",
+        ),
+    ),
+    "h3": Entry(
+        "statescan.models.h3",
+        ("h3_tiny", "h3_125m", "h3_355m", "h3_1.3b", "h3_2.7b", "h3_2.7b_rotary"),
+    ),
     "s4nd": Entry("statescan.models.s4nd", ("s4nd_tiny", "s4nd_cifar")),
 }

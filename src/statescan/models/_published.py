@@ -92,6 +92,8 @@ def translate_published(model: Model, tensors: Tensors, *, constants: Sequence[s
     The model itself is only looked at and may be on the meta device.
     """
     found = family(model.family)
+    if found.upgrade is not None:
+        tensors = found.upgrade(tensors)
     own = _own_tensors(model)
     meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in own.items()}
     expected = found.to_published(meta, model.config)

@@ -11,6 +11,8 @@ from torch import nn
 
 from statescan.layers._attention import Attention
 from statescan.layers._based import SlidingAttention, TaylorLinearAttention
+from statescan.layers._h3 import H3
+from statescan.layers._long_conv import LongConv
 from statescan.layers._mamba import Mamba
 from statescan.layers._mamba2 import Mamba2
 from statescan.layers._recurrent import RecurrentCell
@@ -69,6 +71,29 @@ def _attention(
     return Attention(dim, heads, rotary_dim=rotary_dim, causal=causal, conv_kernel=conv_kernel)
 
 
+def _h3(dim: int, *, state_dim: int = 64, head_dim: int = 1, dt_min: float = 1e-3, dt_max: float = 0.1) -> nn.Module:
+    return H3(dim, state_dim=state_dim, head_dim=head_dim, dt_min=dt_min, dt_max=dt_max)
+
+
+def _long_conv(
+    dim: int,
+    *,
+    max_length: int = 1024,
+    channels: int = 1,
+    bidirectional: bool = False,
+    dropout: float = 0.0,
+    kernel_dropout: float = 0.0,
+) -> nn.Module:
+    return LongConv(
+        dim,
+        max_length=max_length,
+        channels=channels,
+        bidirectional=bidirectional,
+        dropout=dropout,
+        kernel_dropout=kernel_dropout,
+    )
+
+
 def _recurrent(kind: Literal["gru", "lstm"]) -> Callable[..., nn.Module]:
     return lambda dim: RecurrentCell(dim, kind=kind)
 
@@ -78,6 +103,8 @@ MIXERS: dict[str, Callable[..., nn.Module]] = {
     "attention": _attention,
     "based": TaylorLinearAttention,
     "gru": _recurrent("gru"),
+    "h3": _h3,
+    "long_conv": _long_conv,
     "lstm": _recurrent("lstm"),
     "mamba": Mamba,
     "mamba2": Mamba2,
@@ -93,6 +120,8 @@ UNDECAYED = (
     *("A_log", "delta_bias", ".D", "learned_state"),  # Mamba, Mamba-2
     *(".A_real", ".A_imag", ".inverse_dt", ".P", "kernel.B"),  # S4
     *("Lambda_", "log_step", "mixer.B"),  # S5
+    *("shift_D", "shift_kernel.B", "kernel.taps"),  # H3, long convolutions
+    *("ema.", "query_key_", "log_temperature", "position_bias"),  # SeqBoat
 )
 
 

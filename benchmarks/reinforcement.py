@@ -3,8 +3,8 @@
 python -m benchmarks.reinforcement --out runs/reinforcement
 
 trains each with two seeds on the CPU and writes mean returns of the last hundred episodes to
-``benchmarks/results/reinforcement.json`` and ``.md``. Runs that are finished are only read. All share the trainer's defaults,
-which were chosen with S5 in view: this shows that each learns, not which could be made to learn fastest.
+``benchmarks/results/reinforcement.json`` and ``.md``. Runs that are finished are only read. All share the trainer's
+defaults, which were chosen with S5 in view: this shows that each learns, not which could be made to learn fastest.
 """
 
 from __future__ import annotations

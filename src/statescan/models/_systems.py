@@ -47,28 +47,6 @@ _SYSTEMS = (
         ),
     ),
     System(
-        "h3",
-        "Hungry Hungry Hippos: Towards Language Modeling with State Space Models (Fu et al., 2023)",
-        ("h3",),
-        (
-            "outputs, kernels, states and steps of the published code",
-            "exact parameter counts",
-            "published names of both releases",
-            "whole, chunks and steps agree over 4,096 positions",
-        ),
-    ),
-    System(
-        "long_conv",
-        "Simple Hardware-Efficient Long Convolutions for Sequence Modeling (Fu et al., 2023)",
-        ("long_conv",),
-        (
-            "outputs and kernels of the published code",
-            "exact parameter counts of its backbones",
-            "published names both ways",
-            "causal for inputs of any length",
-        ),
-    ),
-    System(
         "s4nd",
         "S4ND: Modeling Images and Videos as Multidimensional Signals Using State Spaces (Nguyen et al., 2022)",
         ("s4nd",),
@@ -98,6 +76,28 @@ _SYSTEMS = (
             "exact parameter counts",
             "published names both ways",
             "episodes that begin inside a sequence are strangers to what was before",
+        ),
+    ),
+    System(
+        "h3",
+        "Hungry Hungry Hippos: Towards Language Modeling with State Space Models (Fu et al., 2023)",
+        ("h3",),
+        (
+            "outputs, kernels, states and steps of the published code",
+            "exact parameter counts",
+            "published names of both releases",
+            "whole, chunks and steps agree over 4,096 positions",
+        ),
+    ),
+    System(
+        "long_conv",
+        "Simple Hardware-Efficient Long Convolutions for Sequence Modeling (Fu et al., 2023)",
+        ("long_conv",),
+        (
+            "outputs and kernels of the published code",
+            "exact parameter counts of its backbones",
+            "published names both ways",
+            "causal for inputs of any length",
         ),
     ),
     System(

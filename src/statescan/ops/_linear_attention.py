@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from functools import cache
 from typing import Literal
 
 import torch
@@ -19,13 +18,6 @@ from statescan.ops import _checks as checks
 from statescan.ops._ssd import ssd
 
 _NAME = "taylor_linear_attention"
-
-
-@cache
-def _pairs(dim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """First and second channel of every product x_i x_j with i <= j."""
-    both = list(itertools.combinations_with_replacement(range(dim), 2))
-    return tuple(i for i, _ in both), tuple(j for _, j in both)
 
 
 def taylor_feature_count(dim: int, *, reduced: bool = True) -> int:
@@ -47,7 +39,7 @@ def taylor_features(x: Tensor, *, reduced: bool = True) -> Tensor:
     dim = x.shape[-1]
     one = torch.ones_like(x[..., :1])
     if reduced:
-        first, second = (torch.tensor(row, device=x.device) for row in _pairs(dim))
+        first, second = torch.triu_indices(dim, dim, device=x.device)
         scale = torch.where(first == second, x.new_tensor(1 / math.sqrt(2 * dim)), x.new_tensor(1 / math.sqrt(dim)))
         products = x[..., first] * x[..., second] * scale
     else:

@@ -58,10 +58,6 @@ MIXERS: dict[str, Callable[[], nn.Module]] = {
     "sliding-grouped": lambda: SlidingAttention(
         DIM, heads=2, window=5, kv_heads=1, rotary_dim=2, rotary_interleaved=True, qkv_bias=True, scale=0.3
     ),
-}
-
-#: Those whose initial state is learned, or whose averages are convolutions, take no resets; they are listed apart.
-WITHOUT_RESETS: dict[str, Callable[[], nn.Module]] = {
     "seqboat": lambda: SeqBoat(DIM, qk_dim=5, hidden_dim=7, ema_dim=3, window=3, max_length=4),
     "seqboat-softmax": lambda: SeqBoat(
         DIM, qk_dim=6, ema_dim=1, window=2, attention="softmax", position="rotary", prenorm=False
@@ -69,6 +65,10 @@ WITHOUT_RESETS: dict[str, Callable[[], nn.Module]] = {
     "seqboat-dense": lambda: SeqBoat(
         DIM, qk_dim=5, ema_dim=2, window=3, position="local", norm="batch", compression="never"
     ),
+}
+
+#: Those whose initial state is learned take no resets; they are listed apart.
+WITHOUT_RESETS: dict[str, Callable[[], nn.Module]] = {
     "mamba2-learned-state": lambda: Mamba2(DIM, state_dim=3, head_dim=4, learned_initial_state=True),
 }
 

@@ -291,6 +291,8 @@ def test_wrong_options_are_named(given: dict[str, Any], message: str) -> None:
         build(**given)
 
 
-def test_resets_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"resets: SeqBoat averages by convolution .* pass offsets instead"):
-        build()(noise(1, 3, DIM, dtype=torch.float64), resets=torch.zeros(1, 3, dtype=torch.bool))
+def test_resets_need_a_state() -> None:
+    with pytest.raises(
+        ValueError, match="resets: this layer carries no state from stretch to stretch; pass offsets instead"
+    ):
+        build(bidirectional=True)(noise(1, 3, DIM, dtype=torch.float64), resets=torch.zeros(1, 3, dtype=torch.bool))

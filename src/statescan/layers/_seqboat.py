@@ -6,7 +6,6 @@ is that of Ma et al. 2022 (Mega), arXiv 2209.10655.
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Literal
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from statescan import ops
 from statescan.layers._precision import widen, widened
 from statescan.layers._rotary import rotate
+from statescan.layers._segments import walk_segments
 from statescan.layers._state import State
 
 #: Positions whose contribution to the last state is summed at once.
@@ -297,19 +297,20 @@ class SeqBoat(nn.Module):
             x: input.
             state: what an earlier call returned; a bidirectional layer takes none.
             padding: (batch, length) bool, positions that no other sees.
-            resets: not supported.
-            offsets: (sequences + 1,) int64, cumulative lengths of sequences packed into a batch of 1.
+            resets, offsets: where sequences begin, as in `ops`; the stretches between are walked one after the other.
 
         Raises:
-            ValueError: resets are given.
+            ValueError: resets are given to a layer that is not `recurrent`.
             NotImplementedError: a state is given to a layer that is not `recurrent`.
         """
-        if resets is not None:
-            raise ValueError("resets: SeqBoat averages by convolution over whole sequences; pass offsets instead")
         if state:
             self._require_state()
-        if offsets is not None:
-            return self._packed(x, state, offsets)
+        if resets is not None or offsets is not None:
+            if resets is not None and not self.recurrent:
+                raise ValueError("resets: this layer carries no state from stretch to stretch; pass offsets instead")
+            return walk_segments(
+                lambda part, before: self(part, before), x, state or None, resets=resets, offsets=offsets
+            )
         if x.numel() == 0:
             if not self.recurrent:
                 return x, State()
@@ -430,13 +431,6 @@ class SeqBoat(nn.Module):
         else:
             weights = F.relu(scores.masked_fill(~seen, 0.0)).square()
         return (self.attention_dropout(weights) @ spans["values"]).flatten(1, 2)[:, :count]
-
-    def _packed(self, x: Tensor, state: State | None, offsets: Tensor) -> tuple[Tensor, State]:
-        results = [
-            self(x[:, start:end], state.select([index]) if state else None)
-            for index, (start, end) in enumerate(itertools.pairwise(offsets.tolist()))
-        ]
-        return torch.cat([y for y, _ in results], dim=1), State.concatenate([after for _, after in results])
 
     def _require_state(self) -> None:
         if self.bidirectional:

@@ -11,6 +11,8 @@ from torch import nn
 
 from statescan.layers._attention import Attention
 from statescan.layers._based import SlidingAttention, TaylorLinearAttention
+from statescan.layers._h3 import H3
+from statescan.layers._long_conv import H3Conv, LongConv
 from statescan.layers._mamba import Mamba
 from statescan.layers._mamba2 import Mamba2
 from statescan.layers._recurrent import RecurrentCell
@@ -50,6 +52,9 @@ MIXERS: dict[str, Callable[..., nn.Module]] = {
     "attention": _attention,
     "based": TaylorLinearAttention,
     "gru": _recurrent("gru"),
+    "h3": H3,
+    "h3_conv": H3Conv,
+    "long_conv": LongConv,
     "lstm": _recurrent("lstm"),
     "mamba": Mamba,
     "mamba2": Mamba2,
@@ -63,7 +68,7 @@ MIXERS: dict[str, Callable[..., nn.Module]] = {
 #: Parts of names of mixers' parameters that weight decay would harm: rates of decay, step sizes, direct paths.
 UNDECAYED = (
     *("A_log", "delta_bias", ".D", "learned_state"),  # Mamba, Mamba-2
-    *(".A_real", ".A_imag", ".inverse_dt", ".P", "kernel.B"),  # S4
+    *(".A_real", ".A_imag", ".inverse_dt", ".P", "kernel.B", "shift_D", "kernel.taps"),  # S4, H3, long convolutions
     *("Lambda_", "log_step", "mixer.B"),  # S5
 )
 

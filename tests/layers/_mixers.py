@@ -9,11 +9,14 @@ import torch
 from torch import nn
 
 from statescan.layers import (
+    H3,
     S4,
     S4D,
     S5,
     Attention,
     BaseConv,
+    H3Conv,
+    LongConv,
     Mamba,
     Mamba2,
     RecurrentCell,
@@ -47,6 +50,12 @@ MIXERS: dict[str, Callable[[], nn.Module]] = {
     "s5-block-batch-norm": lambda: S5Block(S5(DIM, state_dim=4), activation="half_glu2", norm="batch"),
     "s4": lambda: S4(DIM, state_dim=6),
     "s4d": lambda: S4D(DIM, state_dim=6),
+    "h3": lambda: H3(DIM, state_dim=6),
+    "h3-heads": lambda: H3(DIM, state_dim=4, head_dim=3, discretization="zoh", chunk_length=4),
+    "h3-conv": lambda: H3Conv(DIM, max_length=5, threshold=0.0005),
+    "h3-conv-heads": lambda: H3Conv(DIM, max_length=20, head_dim=2, initialisation="geometric"),
+    "long-conv": lambda: LongConv(DIM, max_length=5, channels=2, threshold=0.0),
+    "long-conv-longer": lambda: LongConv(DIM, max_length=30, output=None, initialisation="geometric"),
     "gru": lambda: RecurrentCell(DIM),
     "lstm": lambda: RecurrentCell(DIM, kind="lstm"),
     "base-conv": lambda: BaseConv(DIM),

@@ -40,6 +40,16 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         dict(dim=20, depth=4, layout=("mamba", "mlp", "mamba2", "attention"), mlp_layer_dim=8)
         | dict(mixers=dict(mamba2=dict(state_dim=3, head_dim=8)), attention=dict(heads=2)),
     ),
+    "h3": (
+        "h3_tiny",
+        dict(dim=20, depth=3, state_dim=6, mlp_dim=24, attention_layers=(1,))
+        | dict(attention=dict(heads=2, qkv_bias=True, output_bias=True)),
+    ),
+    "h3-heads": (
+        "h3_tiny",
+        dict(dim=20, depth=2, state_dim=4, head_dim=5, mlp_dim=0, discretization="zoh", chunk_length=3, copies=2)
+        | dict(attention_layers=()),
+    ),
     "based": (
         "based_tiny",
         dict(dim=20, depth=3, heads=2, feature_dim=3, window=3, mlp_dim=16, layout=("conv", "linear", "window")),

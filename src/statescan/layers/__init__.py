@@ -2,6 +2,7 @@
 
 from statescan.layers._attention import Attention, AttentionState
 from statescan.layers._based import BaseConv, SlidingAttention, TaylorLinearAttention
+from statescan.layers._butterfly import ButterflyTransform, butterfly_transform
 from statescan.layers._channel_mixers import MLP, GatedMLP
 from statescan.layers._convolution import CausalConv1d
 from statescan.layers._h3 import H3, ShiftKernel
@@ -33,6 +34,7 @@ __all__ = [
     "Attention",
     "AttentionState",
     "BaseConv",
+    "ButterflyTransform",
     "CausalConv1d",
     "DPLRKernel",
     "DiagonalKernel",
@@ -59,6 +61,7 @@ __all__ = [
     "TaylorLinearAttention",
     "build_mixer",
     "build_norm",
+    "butterfly_transform",
     "check_mixer",
     "delta_bias",
     "initialise_language_model",

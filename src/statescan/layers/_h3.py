@@ -201,7 +201,7 @@ class H3(nn.Module):
 
     def _whole(self, x: Tensor, state: State | None, return_state: bool) -> tuple[Tensor, State]:
         batch, length, _ = x.shape
-        if length == 0:
+        if batch == 0 or length == 0:
             return x, state or self.initial_state(batch, device=x.device)
         q, key, v = self.query_projection(x), self.key_projection(x), self.value_projection(x)
         taps = length if state or self.max_length is None else min(length, self.max_length)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,6 +11,14 @@ from torch import Tensor, nn
 
 from statescan.layers import SequenceDropout
 from statescan.models._model import Model
+
+#: Norms by name; see `PositionNorm`.
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "layer": nn.LayerNorm,
+    "batch": nn.BatchNorm1d,
+    "instance": nn.InstanceNorm1d,
+    "group": lambda dim: nn.GroupNorm(1, dim),
+}
 
 
 @dataclass(frozen=True)
@@ -22,7 +31,7 @@ class ClassifierConfig:
         classes: outputs.
         dim: channels of the residual stream.
         depth: blocks.
-        norm: ``layer`` or ``batch`` (over batch and positions).
+        norm: a kind of `PositionNorm`.
         prenorm: norms before the mixers; otherwise after the sums.
         dropout: of the mixers and of what they add.
         tied_dropout: one mask for all positions.
@@ -46,8 +55,8 @@ class ClassifierConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: a positive whole number, got {value!r}")
-        if self.norm not in ("layer", "batch"):
-            raise ValueError(f"norm: unknown {self.norm!r}; known: layer, batch")
+        if self.norm not in NORMS:
+            raise ValueError(f"norm: unknown {self.norm!r}; known: {', '.join(NORMS)}")
         if self.layout not in ("backbone", "example"):
             raise ValueError(f"layout: unknown {self.layout!r}; known: backbone, example")
 
@@ -58,24 +67,31 @@ class ClassifierConfig:
 
 
 class PositionNorm(nn.Module):
-    """LayerNorm over channels, or BatchNorm over batch and positions that leaves padded positions out.
+    """A norm of (batch, positions…, dim) that leaves padded positions out.
 
     Arguments:
-        kind: ``layer`` or ``batch``.
+        kind: ``layer`` (over channels), ``batch`` (over batch and positions, a channel by itself), ``instance`` (over
+            positions, a channel by itself, without weights) or ``group`` (over positions and channels).
         dim: channels, the last axis.
     """
 
     def __init__(self, kind: str, dim: int):
         super().__init__()
-        self.norm: nn.Module = nn.LayerNorm(dim) if kind == "layer" else nn.BatchNorm1d(dim)
+        self.norm: nn.Module = NORMS[kind](dim)
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """x (batch, positions…, dim) and which positions count (batch, positions…), to the shape of x."""
         if isinstance(self.norm, nn.LayerNorm):
             return self.norm(x)
+        normed = torch.zeros_like(x)
+        if isinstance(self.norm, (nn.InstanceNorm1d, nn.GroupNorm)):
+            if valid is None:
+                return self.norm(x.flatten(1, -2).transpose(1, 2)).transpose(1, 2).reshape(x.shape)
+            for row, counts in enumerate(valid):
+                normed[row, counts] = self.norm(x[row, counts].transpose(0, 1)[None])[0].transpose(0, 1)
+            return normed
         if valid is None or not self.training:
             return self.norm(x.flatten(0, -2)).view(x.shape)
-        normed = torch.zeros_like(x)
         normed[valid] = self.norm(x[valid])
         return normed
 

@@ -48,10 +48,9 @@ def mixer_options(given: Mapping[str, Any]) -> dict[str, Any]:
     return options | ({"frozen": frozen} if frozen else {})
 
 
-def fused_order(tensors: Mapping[str, Tensor], head_dim: int) -> dict[str, Tensor]:
-    """Weights of the unfused path, whose products leave with heads fastest, for the order of the fused one."""
-    weight = tensors["output_linear.weight"]
-    return {**tensors, "output_linear.weight": weight.unflatten(1, (head_dim, -1)).transpose(1, 2).flatten(1)}
+def fused_order(weight: Tensor, head_dim: int) -> Tensor:
+    """An output projection of the unfused path, which reads heads fastest, for the order of the fused one."""
+    return weight.unflatten(1, (head_dim, -1)).transpose(1, 2).flatten(1)
 
 
 @torch.no_grad()
@@ -60,10 +59,10 @@ def mixer(fixture: Fixture) -> dict[str, Any]:
     given = fixture.kwargs
     layer = H3(**mixer_options(given)).eval()
     fixture.check_parameters(layer)
-    tensors: Mapping[str, Tensor] = fixture.state_dict()
+    tensors = fixture.state_dict()
     if layer.head_dim > 1 and not given.get("use_fast_fftconv", False):
-        tensors = fused_order(tensors, layer.head_dim)
-    layer.load_state_dict(mixer_from_published(dict(tensors)), strict=True)
+        tensors["output_linear.weight"] = fused_order(tensors["output_linear.weight"], layer.head_dim)
+    layer.load_state_dict(mixer_from_published(tensors), strict=True)
     (x,) = fixture.inputs()
     length = x.shape[1]
     full, _ = layer(x, return_state=False)
@@ -132,10 +131,16 @@ def language_model(fixture: Fixture) -> dict[str, Any]:
     if options.get("attention_layers"):
         names = translate(attention, ATTENTION_NAMES, ignored=ATTENTION_IGNORED, only=ATTENTION_ONLY)
         options["attention"] = {"qkv_bias": True, "output_bias": True} | names
+    options.setdefault("mlp_dim", 4 * options["dim"])
     model = build_model("h3", options).eval()
-    if model.config.head_dim > 1 and not mixers.get("use_fast_fftconv", False):
-        raise ParityError("ssm_cfg: head_dim above 1 is supported in the order of use_fast_fftconv=True only")
-    return run_language_model(fixture, model)
+    head_dim = model.config.head_dim
+    if head_dim == 1 or mixers.get("use_fast_fftconv", False):
+        return run_language_model(fixture, model)
+    tensors = fixture.state_dict()
+    for name in tensors:
+        if name.endswith("mixer.output_linear.weight"):
+            tensors[name] = fused_order(tensors[name], head_dim)
+    return run_language_model(fixture, model, tensors)
 
 
 def convolutions(fixture: Fixture) -> dict[str, Any]:

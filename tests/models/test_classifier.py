@@ -37,7 +37,7 @@ def test_mistakes_are_named():
         (dict(mixer="mambaa"), "mixer: unknown 'mambaa'; nearest: 'mamba"),
         (dict(mixer="s4d", options=dict(state_dims=3)), "s4d: unknown option 'state_dims'; nearest: 'state_dim'"),
         (dict(mlp_dim=-1), "mlp_dim: 0 or more"),
-        (dict(norm="group"), "norm: unknown 'group'"),
+        (dict(norm="grup"), "norm: unknown 'grup'"),
     ]:
         with pytest.raises(ValueError, match=message):
             statescan.create_model("classifier_tiny", **options)

@@ -24,6 +24,16 @@ class System:
 
 _SYSTEMS = (
     System(
+        "hippo",
+        "HiPPO: Recurrent Memory with Optimal Polynomial Projections (Gu, Dao, Ermon, Rudra and Re, 2020); "
+        "How to Train Your HiPPO (Gu, Johnson, Timalsina, Rudra and Re, 2023)",
+        (),
+        (
+            "matrices, normal forms and discretisations of the published code",
+            "signals rebuilt from the coefficients",
+        ),
+    ),
+    System(
         "mamba",
         "Mamba: Linear-Time Sequence Modeling with Selective State Spaces (Gu and Dao, 2023)",
         ("mamba", "falcon_mamba"),

@@ -2,6 +2,7 @@
 
 from statescan.layers._attention import Attention, AttentionState
 from statescan.layers._channel_mixers import GatedMLP
+from statescan.layers._companion import ClosedLoopCompanionSSM, CompanionSSM, DifferencingFilters
 from statescan.layers._convolution import CausalConv1d
 from statescan.layers._initialisation import delta_bias, initialise_language_model, inverse_softplus
 from statescan.layers._mamba import Mamba
@@ -15,6 +16,9 @@ __all__ = [
     "Attention",
     "AttentionState",
     "CausalConv1d",
+    "ClosedLoopCompanionSSM",
+    "CompanionSSM",
+    "DifferencingFilters",
     "GatedMLP",
     "GatedRMSNorm",
     "Mamba",

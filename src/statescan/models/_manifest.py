@@ -33,5 +33,6 @@ MANIFEST: dict[str, Entry] = {
     "falcon_mamba": Entry("statescan.models.falcon_mamba", ("falcon_mamba_tiny", "falcon_mamba_7b")),
     "bamba": Entry("statescan.models.bamba", ("bamba_tiny", "bamba_9b")),
     "zamba2": Entry("statescan.models.zamba2", ("zamba2_tiny", "zamba2_1.2b", "zamba2_2.7b", "zamba2_7b")),
+    "spacetime": Entry("statescan.models.spacetime", ("spacetime_tiny", "spacetime_1_block", "spacetime_2_blocks")),
     "hybrid": Entry("statescan.models.hybrid", ("transformer_tiny", "transformer_small", "hybrid_tiny")),
 }

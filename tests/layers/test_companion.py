@@ -141,7 +141,7 @@ def test_filters_are_differences_and_distances_from_means():
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_resets_are_refused(name):
-    with pytest.raises(ValueError, match="resets and offsets are not supported.*own row of the batch"):
+    with pytest.raises(ValueError, match=r"resets and offsets are not supported.*own row of the batch"):
         _build(name)(_noise(2, 4, DIM), resets=torch.zeros(2, 4, dtype=torch.bool))
 
 

@@ -5,6 +5,7 @@ from statescan.layers._channel_mixers import GatedMLP
 from statescan.layers._companion import ClosedLoopCompanionSSM, CompanionSSM, DifferencingFilters
 from statescan.layers._convolution import CausalConv1d
 from statescan.layers._initialisation import delta_bias, initialise_language_model, inverse_softplus
+from statescan.layers._lssl import LSSL, LSSL_MEASURES, QuasiseparableSystem, tridiagonal_solve
 from statescan.layers._mamba import Mamba
 from statescan.layers._mamba2 import Mamba2
 from statescan.layers._norms import GatedRMSNorm, RMSNorm, build_norm
@@ -13,6 +14,8 @@ from statescan.layers._rotary import rotate
 from statescan.layers._state import State
 
 __all__ = [
+    "LSSL",
+    "LSSL_MEASURES",
     "Attention",
     "AttentionState",
     "CausalConv1d",
@@ -23,6 +26,7 @@ __all__ = [
     "GatedRMSNorm",
     "Mamba",
     "Mamba2",
+    "QuasiseparableSystem",
     "RMSNorm",
     "ResidualBlock",
     "ResidualStack",
@@ -32,4 +36,5 @@ __all__ = [
     "initialise_language_model",
     "inverse_softplus",
     "rotate",
+    "tridiagonal_solve",
 ]

@@ -261,17 +261,14 @@ class DifferencingFilters(nn.Module):
         self.register_buffer("difference_kernel", _signed_pascal(difference_order).repeat(self.groups, 1))
         count = (kernels - difference_order) * self.groups
         drawn = torch.randint(*windows, (count,), generator=torch.Generator().manual_seed(seed))
-        self.register_buffer("average_kernel", torch.zeros(count, windows[1]))
-        self.set_windows(drawn)
+        self.register_buffer("average_kernel", _less_means(drawn, windows[1]))
 
     def set_windows(self, windows: Tensor) -> None:
         """Use other moving averages: whole numbers, (groups * (kernels - difference_order),)."""
         count, most = self.average_kernel.shape
         if tuple(windows.shape) != (count,) or (count and not 1 <= int(windows.min()) <= int(windows.max()) <= most):
             raise ValueError(f"windows: expected {count} numbers from 1 to {most}, got {windows.tolist()}")
-        taps = torch.arange(most) < windows[:, None]
-        filters = (torch.arange(most) == 0).double() - taps.double() / windows[:, None]
-        self.average_kernel.copy_(filters)
+        self.average_kernel.copy_(_less_means(windows, most))
 
     def taps(self) -> Tensor:
         """All filters, (dim, width)."""
@@ -325,6 +322,13 @@ class DifferencingFilters(nn.Module):
 def ssm_step(a: Tensor, hidden: Tensor) -> Tensor:
     """A x for companion matrices with the last columns `a`, in O(d)."""
     return nn.functional.pad(hidden[..., :-1], (1, 0)) + a * hidden[..., -1:]
+
+
+def _less_means(windows: Tensor, most: int) -> Tensor:
+    """Filters for u minus its mean over the last w values: (count,) -> (count, most)."""
+    age = torch.arange(most, device=windows.device)
+    inside = (age < windows[:, None]).double()
+    return ((age == 0).double() - inside / windows[:, None]).float()
 
 
 def _signed_pascal(rows: int) -> Tensor:

@@ -34,6 +34,7 @@ def pages() -> dict[Path, str]:
     parts = {
         "README.md": {"systems": systems_table("docs/systems/")},
         "docs/systems/index.md": {"systems": systems_table("")},
+        "docs/systems/spacetime.md": {"models": models_table("spacetime")},
         "docs/systems/mamba.md": {"models": models_table("mamba", "falcon_mamba")},
         "docs/systems/mamba2.md": {"models": models_table("mamba2", "bamba", "zamba2")},
     }

@@ -103,7 +103,7 @@ def test_configs_are_frozen_and_survive_plain_data() -> None:
 
 def test_systems_name_what_exists() -> None:
     systems = {system.slug: system for system in statescan.systems()}
-    assert list(systems) == ["hippo", "mamba", "mamba2"]
+    assert list(systems) == ["hippo", "lssl", "spacetime", "mamba", "mamba2"]
     for system in systems.values():
         assert system.paper
         assert system.verified

@@ -1,4 +1,4 @@
-"""What a model costs and does: parameters, FLOPs, bytes of state and activations, tokens a second; and what memories keep."""
+"""What a model costs and does: parameters, FLOPs, bytes of state and activations, speed; and what memories hold."""
 
 from statescan.inspect._hippo import Recollection, draw_memory, recollect
 from statescan.inspect._sizes import ModelCost, build_without_memory, count_parameters, measure_cost

@@ -34,6 +34,28 @@ _SYSTEMS = (
         ),
     ),
     System(
+        "lssl",
+        "Combining Recurrent, Convolutional, and Continuous-time Models with Linear State-Space Layers "
+        "(Gu, Johnson, Goel, Saab, Dao, Rudra and Re, 2021)",
+        (),
+        (
+            "outputs of the published layer",
+            "convolution, recurrence and differential equation agree",
+            "a delay of 50 steps learned",
+        ),
+    ),
+    System(
+        "spacetime",
+        "Effectively Modeling Time Series with Simple Discrete State Spaces (Zhang, Saab, Poli, Dao, Goel and Re, 2023)",
+        ("spacetime",),
+        (
+            "outputs of the published code",
+            "exact parameter counts",
+            "kernels in O(d + l) equal those of matrix powers",
+            "an autoregression forecast within 1.2 times the best possible error",
+        ),
+    ),
+    System(
         "mamba",
         "Mamba: Linear-Time Sequence Modeling with Selective State Spaces (Gu and Dao, 2023)",
         ("mamba", "falcon_mamba"),

@@ -140,6 +140,18 @@ def test_filters_are_differences_and_distances_from_means():
 
 
 @pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0), (0, 0), (1, 1)])
+def test_empty_and_short(name, shape):
+    layer, x = _build(name), _noise(*shape, DIM)
+    y, state = layer(x)
+    assert y.shape[:2] == shape
+    again, state = layer(x, state)
+    assert again.shape == y.shape
+    last, _ = layer.step(_noise(shape[0], DIM), state)
+    assert last.shape == (shape[0], y.shape[2])
+
+
+@pytest.mark.parametrize("name", LAYERS)
 def test_resets_are_refused(name):
     with pytest.raises(ValueError, match=r"resets and offsets are not supported.*own row of the batch"):
         _build(name)(_noise(2, 4, DIM), resets=torch.zeros(2, 4, dtype=torch.bool))

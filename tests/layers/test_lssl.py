@@ -91,6 +91,18 @@ def test_the_rate_is_a_longer_step_and_irregular_intervals_are_steps():
     assert float((sparse[:, -50:] - dense[:, -50:]).norm() / dense[:, -50:].norm()) < 0.02
 
 
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0), (0, 0), (1, 1)])
+def test_empty_and_short(name, shape):
+    layer, x = _build(name), _noise(*shape, DIM)
+    y, state = layer(x)
+    assert y.shape[:2] == shape
+    again, state = layer(x, state)
+    assert again.shape == y.shape
+    last, _ = layer.step(_noise(shape[0], DIM), state)
+    assert last.shape == (shape[0], y.shape[2])
+
+
 def test_kept_matrices_follow_the_parameters():
     layer, x = _build("legs"), _noise(1, 5, DIM)
     with torch.no_grad():

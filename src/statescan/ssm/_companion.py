@@ -92,6 +92,8 @@ def companion_state(a: Tensor, b: Tensor, inputs: Tensor, state: Tensor | None =
 
 def correlate(signal: Tensor, taps: Tensor, length: int) -> Tensor:
     """sum_j signal[l + j] taps[j] for l < length, over the last axes, which otherwise broadcast."""
+    if not signal.numel() or not taps.numel():
+        return _empty(signal, taps, length)
     size = _transform_size(signal.shape[-1] + taps.shape[-1])
     spectrum = torch.fft.rfft(signal, n=size) * torch.fft.rfft(taps, n=size).conj()
     return torch.fft.irfft(spectrum, n=size)[..., :length]
@@ -117,11 +119,18 @@ def _inverse_series(polynomial: Tensor, length: int) -> Tensor:
 def _product(left: Tensor, right: Tensor, length: int) -> Tensor:
     """The first coefficients of the product of two polynomials; leading axes broadcast."""
     left, right = left[..., :length], right[..., :length]
+    if not left.numel() or not right.numel():
+        return _empty(left, right, length)
     size = _transform_size(left.shape[-1] + right.shape[-1])
     product = torch.fft.irfft(torch.fft.rfft(left, n=size) * torch.fft.rfft(right, n=size), n=size)
     if size < length:
         product = torch.nn.functional.pad(product, (0, length - size))
     return product[..., :length]
+
+
+def _empty(left: Tensor, right: Tensor, length: int) -> Tensor:
+    """What an empty batch gives, which some transforms refuse."""
+    return left.new_zeros(*torch.broadcast_shapes(left.shape[:-1], right.shape[:-1]), length)
 
 
 def _transform_size(needed: int) -> int:

@@ -174,8 +174,6 @@ class SpaceTime(Model):
 
     def encode(self, x: Tensor) -> Tensor:
         """Series (batch, length, input_dim), centred already, to the decoder's inputs (batch, length, dim)."""
-        if x.ndim != 3 or x.shape[2] != self.config.input_dim or not x.shape[1]:
-            raise ValueError(f"x: expected (batch, length >= 1, {self.config.input_dim}), got {tuple(x.shape)}")
         if self.embedding is not None:
             x = self.embedding(x)
         else:
@@ -233,6 +231,10 @@ class SpaceTime(Model):
         return total
 
     def _centre(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if x.ndim != 3 or x.shape[2] != self.config.input_dim or not x.shape[1] or not x.is_floating_point():
+            raise ValueError(
+                f"x: expected floats (batch, length >= 1, {self.config.input_dim}), got {x.dtype} {tuple(x.shape)}"
+            )
         mean = x.mean(dim=1, keepdim=True) if self.config.centred else x.new_zeros(())
         return x - mean, mean
 

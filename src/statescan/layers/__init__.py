@@ -4,10 +4,12 @@ from statescan.layers._attention import Attention, AttentionState
 from statescan.layers._based import BaseConv, SlidingAttention, TaylorLinearAttention
 from statescan.layers._butterfly import ButterflyTransform, butterfly_transform
 from statescan.layers._channel_mixers import MLP, GatedMLP
+from statescan.layers._companion import ClosedLoopCompanionSSM, CompanionSSM, DifferencingFilters
 from statescan.layers._convolution import CausalConv1d
 from statescan.layers._h3 import H3, ShiftKernel
 from statescan.layers._initialisation import delta_bias, initialise_language_model, inverse_softplus
 from statescan.layers._long_conv import H3Conv, LongConv, LongKernel
+from statescan.layers._lssl import LSSL, LSSL_MEASURES, QuasiseparableSystem, tridiagonal_solve
 from statescan.layers._mamba import Mamba
 from statescan.layers._mamba2 import Mamba2
 from statescan.layers._mixers import MIXERS, UNDECAYED, build_mixer, check_mixer
@@ -24,6 +26,8 @@ from statescan.layers._state import State
 
 __all__ = [
     "H3",
+    "LSSL",
+    "LSSL_MEASURES",
     "MIXERS",
     "MLP",
     "S4",
@@ -36,8 +40,11 @@ __all__ = [
     "BaseConv",
     "ButterflyTransform",
     "CausalConv1d",
+    "ClosedLoopCompanionSSM",
+    "CompanionSSM",
     "DPLRKernel",
     "DiagonalKernel",
+    "DifferencingFilters",
     "GatedMLP",
     "GatedRMSNorm",
     "H3Conv",
@@ -46,6 +53,7 @@ __all__ = [
     "Mamba",
     "Mamba2",
     "MultiHeadEMA",
+    "QuasiseparableSystem",
     "RMSNorm",
     "RecurrentCell",
     "ResidualBlock",
@@ -67,4 +75,5 @@ __all__ = [
     "initialise_language_model",
     "inverse_softplus",
     "rotate",
+    "tridiagonal_solve",
 ]

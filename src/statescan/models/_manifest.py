@@ -35,6 +35,7 @@ MANIFEST: dict[str, Entry] = {
     "zamba2": Entry("statescan.models.zamba2", ("zamba2_tiny", "zamba2_1.2b", "zamba2_2.7b", "zamba2_7b")),
     "based": Entry("statescan.models.based", ("based_tiny", "based_360m", "based_1b")),
     "seqboat": Entry("statescan.models.seqboat", ("seqboat_tiny", "seqboat_cifar")),
+    "spacetime": Entry("statescan.models.spacetime", ("spacetime_tiny", "spacetime_1_block", "spacetime_2_blocks")),
     "hybrid": Entry("statescan.models.hybrid", ("transformer_tiny", "transformer_small", "hybrid_tiny")),
     "classifier": Entry("statescan.models.classifier", ("classifier_tiny", "transformer_classifier_tiny")),
     "s5": Entry(

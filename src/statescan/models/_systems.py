@@ -24,6 +24,27 @@ class System:
 
 _SYSTEMS = (
     System(
+        "hippo",
+        "HiPPO: Recurrent Memory with Optimal Polynomial Projections (Gu, Dao, Ermon, Rudra and Re, 2020); "
+        "How to Train Your HiPPO (Gu, Johnson, Timalsina, Rudra and Re, 2023)",
+        (),
+        (
+            "matrices, normal forms and discretisations of the published code",
+            "signals rebuilt from the coefficients",
+        ),
+    ),
+    System(
+        "lssl",
+        "Combining Recurrent, Convolutional, and Continuous-time Models with Linear State-Space Layers "
+        "(Gu, Johnson, Goel, Saab, Dao, Rudra and Re, 2021)",
+        (),
+        (
+            "outputs of the published layer",
+            "convolution, recurrence and differential equation agree",
+            "a delay of 50 steps learned",
+        ),
+    ),
+    System(
         "s4",
         "Efficiently Modeling Long Sequences with Structured State Spaces (Gu, Goel and Re, 2022)",
         ("s4",),
@@ -98,6 +119,17 @@ _SYSTEMS = (
             "exact parameter counts of its backbones",
             "published names both ways",
             "causal for inputs of any length",
+        ),
+    ),
+    System(
+        "spacetime",
+        "Effectively Modeling Time Series with Simple Discrete State Spaces (Zhang, Saab, Poli, Dao, Goel and Re, 2023)",
+        ("spacetime",),
+        (
+            "outputs of the published code",
+            "exact parameter counts",
+            "kernels in O(d + l) equal those of matrix powers",
+            "an autoregression forecast within 1.2 times the best possible error",
         ),
     ),
     System(

@@ -151,7 +151,7 @@ _SYSTEMS = (
             "outputs and gradients of the published code",
             "exact parameter counts",
             "published and Hugging Face checkpoints both ways",
-            "induction heads learned",
+            "selective copying and induction heads learned",
         ),
     ),
     System(

@@ -92,3 +92,9 @@ def test_mistakes_are_named(waves):
         settings(waves, test_fraction=1.0)
     with pytest.raises(ValueError, match="mixer: unknown 's4e'; nearest: 's4'"):
         settings(waves, mixer="s4e")
+    with pytest.raises(
+        ValueError, match="model: 'mamba_tiny' is no classifier of sequences; try --model classifier_tiny"
+    ):
+        tasks.train_sequence(settings(waves, model="mamba_tiny"))
+    with pytest.raises(ValueError, match="model: 's4_tiny' is no language model; try --model mamba_tiny"):
+        tasks.train_synthetic(tasks.SyntheticTraining(model="s4_tiny", out=waves / "other"))

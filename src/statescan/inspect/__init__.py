@@ -1,7 +1,7 @@
 """What a model costs and does: parameters, FLOPs, bytes of state and activations, speed; and what memories hold."""
 
 from statescan.inspect._hippo import Recollection, draw_memory, recollect
-from statescan.inspect._sizes import ModelCost, build_without_memory, count_parameters, measure_cost
+from statescan.inspect._sizes import ModelCost, build_without_memory, count_parameters, measure_cost, reads_tokens
 from statescan.inspect._speed import ModelSpeed, measure_speed
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "draw_memory",
     "measure_cost",
     "measure_speed",
+    "reads_tokens",
     "recollect",
 ]

@@ -44,9 +44,14 @@ def build_without_memory(name: str, **overrides: Any) -> Any:
         return models.create_model(name, **overrides)
 
 
+def reads_tokens(model: Any) -> bool:
+    """Whether a model reads tokens and steps, as language models do."""
+    return getattr(model.config, "vocab_size", None) is not None and hasattr(model, "step")
+
+
 def refuse_other_models(name: str, model: Any) -> None:
-    """Raise unless a model reads tokens and steps, as language models do."""
-    if getattr(model.config, "vocab_size", None) is None or not hasattr(model, "step"):
+    """Raise unless a model reads tokens and steps."""
+    if not reads_tokens(model):
         raise ValueError(
             f"{name!r} is no language model: costs are measured of those alone; "
             f"it has {count_parameters(model):,} parameters"

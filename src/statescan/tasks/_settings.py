@@ -128,6 +128,16 @@ def overrides(pairs: Sequence[str]) -> dict[str, Any]:
     return fields
 
 
+def demand(settings: TrainingSettings, field: str, kind: str, instead: str) -> None:
+    """Raise unless the named model's config has the field that makes it of this kind.
+
+    Raises:
+        ValueError: for a model of another kind; `instead` names one to begin with. Also for a name that is not known.
+    """
+    if not hasattr(model_info(settings.model).config, field):
+        raise ValueError(f"model: {settings.model!r} is no {kind}; try --model {instead}, `statescan models` lists all")
+
+
 def build(settings: TrainingSettings, **defaults: Any) -> Any:
     """The model with fresh weights, which depend on the seed alone; `set` goes before `defaults`."""
     import torch

@@ -16,7 +16,7 @@ import numpy as np
 
 from statescan import data
 from statescan.tasks._run_folder import RunFolder
-from statescan.tasks._settings import TrainingSettings, build
+from statescan.tasks._settings import TrainingSettings, build, demand
 
 if TYPE_CHECKING:
     from statescan.tasks._fit import TrainingResult
@@ -144,6 +144,7 @@ def _tokenizer(settings: LanguageTraining) -> Any:
 
 def _model(settings: LanguageTraining, tokenizer: Any) -> Any:
     if settings.init_from is None:
+        demand(settings, "padded_vocab_size", "language model", "mamba_tiny")
         return build(settings, vocab_size=tokenizer.vocab_size)
     from statescan.checkpoints import check_tokenizer, load
 

@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset
 
 from statescan import data
 from statescan.tasks._run_folder import RunFolder, replacing
-from statescan.tasks._settings import TrainingSettings, build
+from statescan.tasks._settings import TrainingSettings, build, demand
 
 if TYPE_CHECKING:
     from statescan.layers import State
@@ -135,6 +135,7 @@ def train_sequence(settings: SequenceTraining) -> TrainingResult:
     """
     folder = RunFolder(settings.out)
     settings = folder.settle(settings)
+    demand(settings, "classes", "classifier of sequences", "classifier_tiny --mixer mamba")
     learn, tried = data.read_sequences(
         settings.data, test=settings.test_data, test_fraction=settings.test_fraction, seed=settings.seed
     )

@@ -188,3 +188,40 @@ def test_a_bidirectional_layer_has_no_state() -> None:
     ):
         with pytest.raises(ValueError, match="reads the future"):
             call()
+
+
+@pytest.mark.parametrize("length", [1, 5, 7, 19])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@torch.no_grad()
+def test_butterfly_transforms_begin_as_the_convolution(length: int, bidirectional: bool) -> None:
+    """Inputs shorter and longer than the kernel, in both directions; a fixed one also in chunks and steps."""
+    layer, x = build("plain", bidirectional=bidirectional, channels=2), noise(2, length, DIM)
+    want, last = layer(x)
+    for butterfly in ("fixed", "learned"):
+        other = build("plain", bidirectional=bidirectional, channels=2, butterfly=butterfly)
+        missing, unexpected = other.load_state_dict(layer.state_dict(), strict=False)
+        assert not unexpected and len(missing) == (8 if butterfly == "learned" else 0)
+        torch.testing.assert_close(other(x)[0], want, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(other.double()(x.double())[0].float(), want, atol=1e-5, rtol=1e-4)
+        assert other(x[:0].double())[0].shape == (0, length, DIM)
+        if butterfly == "fixed" and not bidirectional:
+            _, state = other(x[:, : length // 2].double())
+            y, state = other(x[:, length // 2 :].double(), state)
+            torch.testing.assert_close(y.float(), want[:, length // 2 :], atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(state["inputs"].float(), last["inputs"])
+
+
+@pytest.mark.parametrize("butterfly", ["learned", "additive"])
+def test_learned_transforms_train_and_have_no_state(butterfly: str) -> None:
+    layer, x = build("plain", max_length=16, butterfly=butterfly, butterfly_dropout=0.1).train(), noise(2, 16, DIM)
+    y, state = layer(x)
+    assert not state and not layer.initial_state(2)
+    y.square().mean().backward()
+    for name, parameter in layer.named_parameters():
+        # 16 positions and 16 taps transform at 32 = 16 x 2: the matrices of 4 and 8 take no part.
+        assert name.endswith(("matrix_4", "matrix_8")) or parameter.grad.abs().max() > 0, name
+    for call in (lambda: layer.step(x[:, 0], state), lambda: layer(x, offsets=torch.tensor([0, 16]))):
+        with pytest.raises(ValueError, match="a layer with learned transforms reads the future"):
+            call()
+    with pytest.raises(ValueError, match="butterfly: unknown 'broken'"):
+        build("plain", butterfly="broken")

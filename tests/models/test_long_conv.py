@@ -27,6 +27,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "batch-norm": dict(norm="batch", bidirectional=True, smoothing="mean", window=3),
     "instance-norm": dict(norm="instance", smoothing="frequency"),
     "group-norm": dict(norm="group", pooling="last", output="silu"),
+    "butterfly": dict(butterfly="fixed"),
     "last": dict(pooling="last", bidirectional=True, channels=2),
 }
 
@@ -86,6 +87,18 @@ def test_names_are_the_published_ones() -> None:
         "decoder.0.output_transform.bias",
     }
     assert names == want | outer | {f"model.{name}" for name in norm}
+
+
+@torch.no_grad()
+def test_learned_transforms_keep_their_published_names() -> None:
+    model, x = build("plain", butterfly="learned"), noise(2, 8, 2)
+    published = family("long_conv").to_published(model.state_dict(), model.config)
+    assert {"model.layers.0.layer.block_fft_u.mat_2", "model.layers.1.layer.block_fft_k.mat_16"} <= set(published)
+    again = type(model)(model.config).eval()
+    load_published(again, published)
+    torch.testing.assert_close(again(x), model(x))
+    decayed = {id(p) for p in model.parameter_groups(0.1)[0]["params"]}
+    assert not any(id(p) in decayed for name, p in model.named_parameters() if "matrix_" in name)
 
 
 @pytest.mark.parametrize("training", [False, True])

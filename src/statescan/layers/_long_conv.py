@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from statescan import ops
+from statescan.layers._butterfly import ButterflyTransform, butterfly_transform
 from statescan.layers._h3 import HeadProducts
-from statescan.layers._precision import widen
+from statescan.layers._precision import widen, widened
 from statescan.layers._s4 import SequenceDropout, build_activation
 from statescan.layers._segments import walk_segments
 from statescan.layers._ssm_kernels import choice
@@ -19,6 +20,8 @@ from statescan.layers._state import State
 #: How kernels are smoothed and first drawn.
 SMOOTHINGS = ("mean", "frequency")
 INITIALISATIONS = ("random", "geometric")
+#: Butterfly transforms that a layer may convolve through.
+BUTTERFLIES = ("fixed", "learned", "additive")
 
 
 def squash(kernel: Tensor, threshold: float) -> Tensor:
@@ -137,6 +140,10 @@ class LongConv(nn.Module):
         output: activation of the projection (``glu`` doubles its width first), or None for no projection.
         dropout: before the projection.
         tied_dropout: one mask for all positions.
+        butterfly: None to convolve through `ops.fft_conv`, or through butterfly transforms of input and kernel: ``fixed``
+            (the same result), ``learned`` or ``additive`` (`layers.ButterflyTransform`). Through learned ones every output
+            reads the whole input: there are no states and no steps.
+        butterfly_dropout: probability that training drops an entry of the learned matrices.
         kernel_options: keywords of the kernel: threshold, smoothing, window, dropout (as `kernel_dropout`),
             initialisation.
     """
@@ -153,9 +160,13 @@ class LongConv(nn.Module):
         dropout: float = 0.0,
         tied_dropout: bool = False,
         kernel_dropout: float = 0.0,
+        butterfly: str | None = None,
+        butterfly_dropout: float = 0.0,
         **kernel_options: Any,
     ):
         super().__init__()
+        if butterfly is not None:
+            choice("butterfly", butterfly, BUTTERFLIES)
         if channels < 1:
             raise ValueError(f"channels: at least 1, got {channels}")
         if output is None and channels > 1:
@@ -164,6 +175,13 @@ class LongConv(nn.Module):
         self.D = nn.Parameter(torch.randn(channels, dim))
         outputs = channels * (1 + bidirectional)
         self.kernel = LongKernel(dim, max_length, outputs=outputs, dropout=kernel_dropout, **kernel_options)
+        self.butterfly = butterfly
+        #: Whether outputs depend on what follows, so that there is no state.
+        self.reads_future = bidirectional or butterfly in ("learned", "additive")
+        if butterfly in ("learned", "additive"):
+            additive = butterfly == "additive"
+            self.input_transform = ButterflyTransform(additive=additive, dropout=butterfly_dropout)
+            self.kernel_transform = ButterflyTransform(additive=additive, dropout=butterfly_dropout)
         self.activation = build_activation(activation)
         self.dropout = SequenceDropout(dropout, tied=tied_dropout)
         self.output_projection: nn.Module | None = None
@@ -174,8 +192,8 @@ class LongConv(nn.Module):
     def initial_state(
         self, batch_size: int, *, dtype: torch.dtype | None = None, device: torch.device | None = None
     ) -> State:
-        """Zeros: ``inputs`` (batch, max_length - 1, dim). A bidirectional layer has none: the state is empty."""
-        if self.bidirectional:
+        """Zeros: ``inputs`` (batch, max_length - 1, dim). A layer that reads the future has none: empty."""
+        if self.reads_future:
             return State()
         return State(
             {"inputs": self.D.new_zeros(batch_size, self.max_length - 1, self.dim, dtype=dtype, device=device)}
@@ -202,9 +220,9 @@ class LongConv(nn.Module):
         """
         if lengths is not None:
             x = x * (torch.arange(x.shape[1], device=x.device) < lengths[:, None].to(x.device))[..., None]
-        if self.bidirectional and (state or resets is not None or offsets is not None):
+        if self.reads_future and (state or resets is not None or offsets is not None):
             raise ValueError(
-                "state, resets, offsets: a bidirectional layer reads the future; pass the sequences as rows of a batch, "
+                f"state, resets, offsets: {self._kind()} reads the future; pass the sequences as rows of a batch, "
                 "padded at the end"
             )
         if resets is not None or offsets is not None:
@@ -216,23 +234,46 @@ class LongConv(nn.Module):
         kernel, D = causal.flatten(0, 1), widen(self.D).flatten()
         past = state["inputs"] if state else None
         wide = x.repeat(1, 1, self.channels)
-        if future is not None:
+        if self.butterfly is not None and x.numel():
+            follows = x if past is None else torch.cat([past.to(x.dtype), x], dim=1)
+            y = self._transformed(follows, causal, future)[:, -x.shape[1] :]
+        elif future is not None:
             y = ops.fft_conv(wide, kernel, D, anticausal_kernel=future.flatten(0, 1))
         else:
             y = _convolve(wide, kernel, D, None if past is None else past.repeat(1, 1, self.channels))
         y = self._activate(y)
-        if not return_state or self.bidirectional:
+        if not return_state or self.reads_future:
             return y, State()
         return y, State({"inputs": _remember(past, x, self.max_length - 1)})
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """One position: x (batch, dim) -> output (batch, dim) and the next state."""
-        if self.bidirectional:
-            raise ValueError("step: a bidirectional layer reads the future; call it on whole sequences")
+        if self.reads_future:
+            raise ValueError(f"step: {self._kind()} reads the future; call it on whole sequences")
         past, kernel = state["inputs"], self.kernel()
         D = widen(self.D)
         y = torch.cat([_convolve_one(x, kernel[c], D[c], past) for c in range(self.channels)], dim=-1)
         return self._activate(y), State({"inputs": _remember(past, x[:, None], self.max_length - 1)})
+
+    def _kind(self) -> str:
+        return "a bidirectional layer" if self.bidirectional else "a layer with learned transforms"
+
+    def _transformed(self, x: Tensor, causal: Tensor, future: Tensor | None) -> Tensor:
+        """The convolution through butterfly transforms: (batch, length, dim) -> (batch, length, channels x dim)."""
+        length = x.shape[1]
+        reach = min(length, self.max_length)
+        size = 1 << (length + reach - 1).bit_length()
+        rows = x.to(widened(x.dtype)).transpose(1, 2)
+        circle = F.pad(causal[..., :reach], (0, size - reach))
+        if future is not None:  # at negative delays, the end of the circle
+            circle = circle + F.pad(future[..., :reach].flip(-1), (size - reach, 0))
+        if self.butterfly == "fixed":
+            spectrum, filters = butterfly_transform(rows, size), butterfly_transform(circle, size)
+        else:
+            spectrum, filters = self.input_transform(rows, size), self.kernel_transform(circle, size)
+        # Learned transforms of real inputs have no symmetry: the whole spectrum goes back.
+        y = torch.fft.ifft(spectrum[:, None] * filters).real[..., :length] + rows[:, None] * widen(self.D)[..., None]
+        return y.flatten(1, 2).transpose(1, 2).to(x.dtype)
 
     def _activate(self, y: Tensor) -> Tensor:
         """Everything after the convolution, position by position."""

@@ -37,6 +37,8 @@ class LongConvConfig(ClassifierConfig):
     smoothing: str | None = None
     window: int = 7
     initialisation: str = "random"
+    butterfly: str | None = None
+    butterfly_dropout: float = 0.0
     pooling: str = "mean"
 
     def __post_init__(self) -> None:
@@ -48,7 +50,7 @@ class LongConvConfig(ClassifierConfig):
 #: Fields of a config that the layer takes, under the same names.
 LAYER_FIELDS = (
     *("max_length", "channels", "bidirectional", "activation", "output", "dropout", "tied_dropout"),
-    *("kernel_dropout", "threshold", "smoothing", "window", "initialisation"),
+    *("kernel_dropout", "threshold", "smoothing", "window", "initialisation", "butterfly", "butterfly_dropout"),
 )
 
 
@@ -60,7 +62,7 @@ class LongConvClassifier(Classifier):
     """
 
     family = "long_conv"
-    undecayed = (".D", "kernel.taps")
+    undecayed = (".D", "kernel.taps", "_transform.matrix_")
     resamples = False
     mixer_options: ClassVar[dict[str, Any]] = {"return_state": False}
 
@@ -85,7 +87,12 @@ class LongConvClassifier(Classifier):
         return self.decoder(hidden[rows, lengths.to(x.device) - 1])
 
 
-_LAYER = (("kernel.kernel", "kernel.taps"), ("output_linear.0.", "output_projection."))
+_LAYER = (
+    ("kernel.kernel", "kernel.taps"),
+    ("output_linear.0.", "output_projection."),
+    ("block_fft_u.mat_", "input_transform.matrix_"),
+    ("block_fft_k.mat_", "kernel_transform.matrix_"),
+)
 
 
 def layer_from_published(tensors: Tensors, config: Any = None) -> Tensors:
@@ -132,9 +139,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
         _LRA, depth=8, dim=128, max_length=2048, threshold=0.002, prenorm=False, vocab_size=18
     ),
     "long_conv_lra_text": dict(_LRA, max_length=4096, threshold=0.003, vocab_size=135, classes=2),
-    "long_conv_lra_image": dict(_LRA, dim=512, max_length=1024, threshold=0.003, norm="layer", prenorm=False),
+    "long_conv_lra_image": dict(
+        _LRA, dim=512, max_length=1024, threshold=0.003, norm="layer", prenorm=False, dropout=0.1
+    ),
     "long_conv_lra_pathfinder": dict(_PATH, max_length=1024),
-    "long_conv_lra_pathx": dict(_PATH, max_length=16384),
+    "long_conv_lra_pathx": dict(_PATH, max_length=16384, pooling="mean"),
 }
 
 FAMILY = Family("long_conv", LongConvConfig, LongConvClassifier, VARIANTS, from_published, to_published)

@@ -44,7 +44,8 @@ LAYER_NAMES = {
     "dropout": "dropout",
     "tie_dropout": "tied_dropout",
 }
-LAYER_ONLY = {"weight_norm": (False,), "initializer": (None,), "block_fft_conv": (False,), "block_fft_conv_args": ({},)}
+LAYER_ONLY = {"weight_norm": (False,), "initializer": (None,)}
+BUTTERFLY_ONLY = {"learn_dft_matrices": (True, False), "learn_additive": (True, False), "H": (1,), "max_m": (16,)}
 
 
 def layer_options(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,7 +55,21 @@ def layer_options(given: Mapping[str, Any]) -> dict[str, Any]:
     options["activation"] = activation(rest.pop("activation", "gelu"))
     output = rest.pop("postact", "glu")
     options["output"] = None if output is None else activation(output)
+    through_blocks, blocks = rest.pop("block_fft_conv", False), rest.pop("block_fft_conv_args", None) or {}
+    if through_blocks:
+        added = "additive" if blocks.get("learn_additive", False) else "learned"
+        options["butterfly"] = added if blocks.get("learn_dft_matrices", True) else "fixed"
+        options |= translate(blocks, {"dropout": "butterfly_dropout"}, ignored=("dft_lr",), only=BUTTERFLY_ONLY)
     return options | translate(rest, LAYER_NAMES, only=LAYER_ONLY)
+
+
+def without_copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The block transform also lists its matrices, by power of two; the later name is in force."""
+    kept: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        prefix, listed, index = name.partition(".dft_matrices.")
+        kept[f"{prefix}.mat_{2 ** (int(index) + 1)}" if listed else name] = tensor
+    return kept
 
 
 @torch.no_grad()
@@ -63,7 +78,7 @@ def layer(fixture: Fixture) -> dict[str, Any]:
     transposed = fixture.kwargs.get("transposed", True)
     own = LongConv(**layer_options(fixture.kwargs)).eval()
     fixture.check_parameters(own)
-    own.load_state_dict(layer_from_published(fixture.state_dict()), strict=True)
+    own.load_state_dict(layer_from_published(without_copies(fixture.state_dict())), strict=True)
     x, *rest = fixture.inputs()
     lengths = rest[0] if rest else None
     y, _ = own(x.transpose(1, 2) if transposed else x, lengths=lengths)
@@ -119,7 +134,7 @@ def backbone(fixture: Fixture) -> dict[str, Any]:
     model = build_model("long_conv", options | {"input_dim": options["dim"]}).eval()
     model.encoder = model.decoder = nn.Identity()
     fixture.check_parameters(model)
-    tensors: dict[str, Tensor] = fixture.state_dict()
+    tensors = without_copies(fixture.state_dict())
     model.load_state_dict(from_published(tensors, model.config), strict=True)
     return {"y": model.hidden(*fixture.inputs())}
 

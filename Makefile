@@ -5,7 +5,8 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 RUN := $(abspath $(VENV))/bin/python
 NATIVE_BUILD ?= build/native
-PYTEST := $(RUN) -m pytest
+# A process a core, each with one thread: files of tests go to whichever is free.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses=auto --dist=loadfile
 
 .PHONY: help install demo test test-all test-gpu bench bench-gpu lint format types check docs native clean
 
@@ -33,7 +34,7 @@ test-all: install  ## those, and the slow ones
 	$(PYTEST) -m "not gpu" tests
 
 test-gpu: install  ## operators and parity on a CUDA device
-	$(PYTEST) -m gpu tests
+	$(RUN) -m pytest -m gpu tests
 
 bench: install  ## every benchmark that needs no GPU; tables and results in benchmarks/results
 	$(RUN) -m pip install --quiet --group bench

@@ -9,6 +9,7 @@ from statescan.data._recall import (
     associative_recall_sequences,
     multi_query_recall,
 )
+from statescan.data._series import ForecastBatch, Series, SeriesWindows, read_series
 from statescan.data._signals import adding, delay
 from statescan.data._synthetic import IGNORED, SyntheticBatch, SyntheticTask, batch_seed
 from statescan.data._tasks import SYNTHETIC_TASKS, synthetic_task
@@ -22,6 +23,7 @@ __all__ = [
     "AssociativeRecall",
     "ContinuedOrder",
     "Copying",
+    "ForecastBatch",
     "HubSource",
     "InductionHead",
     "InductionHeads",
@@ -30,6 +32,8 @@ __all__ = [
     "PhoneBook",
     "SelectiveCopying",
     "SequentialOrder",
+    "Series",
+    "SeriesWindows",
     "ShuffledOrder",
     "SyntheticBatch",
     "SyntheticTask",
@@ -45,6 +49,7 @@ __all__ = [
     "fingerprint",
     "induction_head_sequences",
     "multi_query_recall",
+    "read_series",
     "read_text",
     "synthetic_task",
     "text_files",

@@ -34,4 +34,7 @@ MANIFEST: dict[str, Entry] = {
     "bamba": Entry("statescan.models.bamba", ("bamba_tiny", "bamba_9b")),
     "zamba2": Entry("statescan.models.zamba2", ("zamba2_tiny", "zamba2_1.2b", "zamba2_2.7b", "zamba2_7b")),
     "hybrid": Entry("statescan.models.hybrid", ("transformer_tiny", "transformer_small", "hybrid_tiny")),
+    "forecaster": Entry(
+        "statescan.models.forecaster", ("forecaster_tiny", "forecaster_small", "forecaster_mamba2_tiny")
+    ),
 }

@@ -1,10 +1,11 @@
-"""Train models: on text (`language`), on generated tasks (`synthetic`).
+"""Train models: on text (`language`), on generated tasks (`synthetic`), to forecast series (`forecast`).
 
 examples:
   statescan train language --data book.txt --model mamba_tiny --steps 1000 --out runs/book
   statescan train language --data src --pattern "**/*.py" --set dim=256 depth=6 --length 512 --out runs/code
   statescan train language --out runs/book --resume
   statescan train synthetic --task induction_heads --out runs/induction
+  statescan train forecast --data weather.csv --history 96 --horizon 24 --season 24 --out runs/weather
 """
 
 from __future__ import annotations
@@ -15,9 +16,18 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from statescan.cli import _print
-from statescan.tasks import LanguageTraining, SyntheticTraining, first_process, train_language, train_synthetic
+from statescan.tasks import (
+    ForecastTraining,
+    LanguageTraining,
+    SyntheticTraining,
+    first_process,
+    train_forecast,
+    train_language,
+    train_synthetic,
+)
 
 if TYPE_CHECKING:
+    from statescan.tasks import ForecastResult
     from statescan.tasks._fit import TrainingResult
 
 
@@ -41,17 +51,32 @@ def synthetic(settings: Annotated[SyntheticTraining, tyro.conf.arg(name="")], *,
     _report(train_synthetic(settings), json)
 
 
-def _report(result: TrainingResult, json: bool) -> None:
+def forecast(settings: Annotated[ForecastTraining, tyro.conf.arg(name="")], *, json: bool = False) -> None:
+    """Train a model to forecast the columns of a table, and compare it with simple baselines.
+
+    Args:
+        settings: of the run.
+        json: print data instead of a table.
+    """
+    _report(train_forecast(settings), json)
+
+
+def _report(result: TrainingResult | ForecastResult, json: bool) -> None:
     if not first_process():
         return
     plain = dataclasses.asdict(result)
     if json:
         _print.as_json(plain)
         return
+    scores = plain.pop("scores", {})
     numbers = plain.pop("validation")
     rows = [(name.replace("_", " "), f"{value:.4f}") for name, value in numbers.items()]
     rows += [(name, f"{value:,.0f}" if isinstance(value, float) else str(value)) for name, value in plain.items()]
     _print.table("training", ("what", "result"), rows)
+    if scores:
+        measures = ("mse", "mae", "mase")
+        methods = [(name, *(f"{score[measure]:.4f}" for measure in measures)) for name, score in scores.items()]
+        _print.table("test part", ("method", *(measure.upper() for measure in measures)), methods)
 
 
-COMMANDS = {"language": language, "synthetic": synthetic}
+COMMANDS = {"forecast": forecast, "language": language, "synthetic": synthetic}

@@ -9,7 +9,7 @@ from statescan.data._recall import (
     associative_recall_sequences,
     multi_query_recall,
 )
-from statescan.data._series import ForecastBatch, Series, SeriesWindows, read_series
+from statescan.data._series import ForecastBatch, Series, SeriesWindows, check_fractions, read_series
 from statescan.data._signals import adding, delay
 from statescan.data._synthetic import IGNORED, SyntheticBatch, SyntheticTask, batch_seed
 from statescan.data._tasks import SYNTHETIC_TASKS, synthetic_task
@@ -44,6 +44,7 @@ __all__ = [
     "adding",
     "associative_recall_sequences",
     "batch_seed",
+    "check_fractions",
     "copying",
     "delay",
     "fingerprint",

@@ -2,15 +2,20 @@
 
 from statescan.tasks._run_folder import first_process
 from statescan.tasks.evaluation import LanguageScore, evaluate_language
+from statescan.tasks.forecasting import ForecastResult, ForecastTraining, forecast_series, train_forecast
 from statescan.tasks.language import LanguageTraining, train_language
 from statescan.tasks.synthetic import SyntheticTraining, train_synthetic
 
 __all__ = [
+    "ForecastResult",
+    "ForecastTraining",
     "LanguageScore",
     "LanguageTraining",
     "SyntheticTraining",
     "evaluate_language",
     "first_process",
+    "forecast_series",
+    "train_forecast",
     "train_language",
     "train_synthetic",
 ]

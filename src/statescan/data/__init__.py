@@ -3,6 +3,7 @@
 from statescan.data._copying import Copying, SelectiveCopying, copying
 from statescan.data._induction import InductionHead, InductionHeads, induction_head_sequences
 from statescan.data._long_context import Passkey, PhoneBook
+from statescan.data._pathfinder import PATHFINDER, PathfinderImage, PathfinderSettings, pathfinder, pathfinder_batch
 from statescan.data._recall import (
     AssociativeRecall,
     MultiQueryRecall,
@@ -19,6 +20,7 @@ from statescan.data._windows import ContinuedOrder, SequentialOrder, ShuffledOrd
 
 __all__ = [
     "IGNORED",
+    "PATHFINDER",
     "SYNTHETIC_TASKS",
     "AssociativeRecall",
     "ContinuedOrder",
@@ -29,6 +31,8 @@ __all__ = [
     "InductionHeads",
     "MultiQueryRecall",
     "Passkey",
+    "PathfinderImage",
+    "PathfinderSettings",
     "PhoneBook",
     "SelectiveCopying",
     "SequentialOrder",
@@ -50,6 +54,8 @@ __all__ = [
     "fingerprint",
     "induction_head_sequences",
     "multi_query_recall",
+    "pathfinder",
+    "pathfinder_batch",
     "read_series",
     "read_text",
     "synthetic_task",

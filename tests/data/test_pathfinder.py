@@ -18,7 +18,7 @@ def images() -> list:
 
 
 def test_statistics_are_those_of_the_published_generator() -> None:
-    """Of 200 of its images at 32 pixels, here of 100. In the release measured the dots are nearly invisible: without them, here."""
+    """Of 200 of its images at 32 pixels, here of 100; without the dots, nearly invisible there."""
     values = np.stack([image.unmarked for image in images()])
     lit = values[values > 0.1]
     ours = [values.mean(), values.mean((1, 2)).std(), (values > 0.1).mean(), *np.quantile(lit, [0.1, 0.5, 0.9])]

@@ -10,7 +10,7 @@ from statescan.data._recall import (
     associative_recall_sequences,
     multi_query_recall,
 )
-from statescan.data._series import ForecastBatch, Series, SeriesWindows, check_fractions, read_series
+from statescan.data._series import ForecastBatch, Series, SeriesWindows, check_fractions, read_series, shown_time
 from statescan.data._signals import adding, delay
 from statescan.data._synthetic import IGNORED, SyntheticBatch, SyntheticTask, batch_seed
 from statescan.data._tasks import SYNTHETIC_TASKS, synthetic_task
@@ -58,6 +58,7 @@ __all__ = [
     "pathfinder_batch",
     "read_series",
     "read_text",
+    "shown_time",
     "synthetic_task",
     "text_files",
     "tokenize",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: Names by which a time column is known when none is named.
+#: First words of names by which a time column is known when none is named.
 _TIMES = ("date", "datetime", "time", "timestamp", "ds")
 #: Cells that say that there is no number.
 _MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
@@ -57,7 +58,7 @@ def read_series(
     Arguments:
         source: a CSV or TSV file, or a data frame.
         columns: channels to take, in this order; None is all but the time column.
-        time_column: its name; None takes a column called date, datetime, time, timestamp or ds, if there is one.
+        time_column: its name; None takes the first called date, datetime, time, timestamp or ds, if there is one.
         delimiter: between cells; None is what the first row has most of: tab, semicolon or comma.
         missing: what to do about empty cells and rows that are not there: tell, or fill by linear interpolation (at
             the ends with the nearest number).
@@ -70,7 +71,7 @@ def read_series(
         raise ValueError(f"missing: expected 'error' or 'interpolate', got {missing!r}")
     table = _of_frame(source) if hasattr(source, "columns") else _of_file(source, delimiter)
     if time_column is None:
-        time_column = next((name for name in table if name.lower() in _TIMES and name not in (columns or ())), None)
+        time_column = next((name for name in table if _is_time(name) and name not in (columns or ())), None)
     else:
         _check_columns("time_column", [time_column], table)
     if columns is None:
@@ -252,6 +253,11 @@ def _number(cell: Any) -> float | None:
         return None
 
 
+def _is_time(name: str) -> bool:
+    """Whether a column is called like one of points in time, for instance ``time (UTC)``."""
+    return re.split(r"[^a-z]", name.strip().lower())[0] in _TIMES
+
+
 def _numbers(cells: Sequence[Any], name: str) -> np.ndarray:
     numbers = np.empty(len(cells))
     for row, cell in enumerate(cells):
@@ -277,7 +283,7 @@ def _times(cells: Sequence[Any], name: str) -> np.ndarray:
                 read = (read - read.utcoffset()).replace(tzinfo=None)  # type: ignore[operator]
             time = np.datetime64(read, "us")
         except (TypeError, ValueError):
-            time = np.datetime64("NaT")
+            time = np.datetime64("NaT", "us")
         if np.isnat(time):
             raise ValueError(
                 f"data: row {row + 1}, column {name!r}: {cell!r} is no time; expected a number or ISO 8601, for instance "
@@ -285,6 +291,11 @@ def _times(cells: Sequence[Any], name: str) -> np.ndarray:
             )
         times.append(time)
     return np.array(times)
+
+
+def shown_time(time: Any) -> str:
+    """A point in time as it is written, without a fraction of zero seconds."""
+    return str(time).removesuffix(".000000")
 
 
 def _even(values: np.ndarray, times: np.ndarray, name: str, *, fill: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -295,9 +306,10 @@ def _even(values: np.ndarray, times: np.ndarray, name: str, *, fill: bool) -> tu
     zero = steps[0] - steps[0]
     if (steps <= zero).any():
         row = int(np.argmax(steps <= zero)) + 1
+        now, before = shown_time(times[row]), shown_time(times[row - 1])
         raise ValueError(
-            f"data: row {row + 1}, column {name!r}: {times[row]} does not come after {times[row - 1]}; sort the rows by "
-            "time and keep one of each"
+            f"data: row {row + 1}, column {name!r}: {now} does not come after {before}; sort the rows by time and keep "
+            "one of each"
         )
     usual = np.median(steps.astype(np.float64))
     # Months and years are not of one length, and clocks are read a little late: only what a whole row is missing from.
@@ -306,9 +318,10 @@ def _even(values: np.ndarray, times: np.ndarray, name: str, *, fill: bool) -> tu
         return values, times
     first = int(np.argmax(absent > 0)) + 1
     if not fill:
+        before, after = shown_time(times[first - 1]), shown_time(times[first])
         raise ValueError(
-            f"data: {int(absent.sum())} rows are not there, the first after row {first} ({times[first - 1]}; the next is "
-            f"{times[first]}); fill them by missing='interpolate'"
+            f"data: {int(absent.sum())} rows are not there, the first after row {first} ({before}; the next is {after}); "
+            "fill them by missing='interpolate'"
         )
     if absent.sum() > 10 * len(values):
         raise ValueError(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from statescan.data import ForecastBatch, SeriesWindows
+from statescan.data import ForecastBatch, SeriesWindows, shown_time
 from statescan.tasks._run_folder import replacing
 
 #: Inputs (batch, history, channels) -> (batch, horizon, channels), both standardised.
@@ -125,7 +125,7 @@ def _write(table: Any, windows: SeriesWindows, start: int, forecast: np.ndarray)
         for step, ahead in enumerate(values):
             row = first + step
             pairs = np.stack([windows.series.values[row], ahead], axis=1).ravel()
-            time = [] if times is None else [str(times[row])]
+            time = [] if times is None else [shown_time(times[row])]
             number = first - windows.parts["test"].start + 1
             table.writerow([number, step + 1, row + 1, *time, *(f"{value:.7g}" for value in pairs)])
 

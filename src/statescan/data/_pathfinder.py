@@ -152,13 +152,14 @@ def pathfinder(size: int | PathfinderSettings = 32, *, seed: int = 0, label: int
     label = drawn_label if label is None else label
     canvas = _Canvas(settings, int(random.choice(settings.margins)), random)
     for _ in range(1_000_000):
-        images, snakes = canvas.two_snakes()
-        if images is not None:
+        found = canvas.two_snakes()
+        if found is not None:
             break
     else:
         raise ValueError(
             f"settings: two snakes of {settings.contour_length} paddles do not fit in {settings.size} pixels"
         )
+    images, snakes = found
     unmarked = canvas.distract(np.maximum(*images))
     image = unmarked
     origin = int(random.integers(2))
@@ -203,7 +204,7 @@ class _Canvas:
         self.settings, self.margin, self.random = settings, margin, random
         self.mask = np.zeros((settings.size, settings.size))
 
-    def two_snakes(self) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]] | tuple[None, tuple[()]]:
+    def two_snakes(self) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]] | None:
         """Both long snakes on a fresh mask: each alone, and their points; None where they did not fit."""
         settings = self.settings
         self.mask = _border(np.zeros((settings.size, settings.size)), settings.padding)
@@ -211,11 +212,11 @@ class _Canvas:
         first = self._first_seed(contrast)
         second = None if first is None else self._second_seed(first.points[0], contrast)
         if first is None or second is None:
-            return None, ()
+            return None
         for _ in range(settings.contour_length - 1):
             for snake in (first, second):
                 if not self._extend(snake, contrast):
-                    return None, ()
+                    return None
         # Of both the last paddle is still apart; the published program masks that of the second alone.
         self.mask = np.maximum(self.mask, second.last)
         return np.stack([first.image, second.image]), (np.array(first.points), np.array(second.points))

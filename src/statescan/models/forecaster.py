@@ -101,7 +101,7 @@ class Forecaster(Model):
             norm = build_norm(config.norm, config.dim, config.norm_eps)
             blocks.append(ResidualBlock(MIXERS[config.mixer](config), norm, channel_mixer, channel_norm))
         self.stack = ResidualStack(blocks, residual_in_float32=False)
-        self.norm = build_norm(config.norm, config.dim, config.norm_eps)
+        self.norm: Any = build_norm(config.norm, config.dim, config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.dim, config.horizon * config.channels)
         initialise_language_model(self, depth=config.depth, residuals_per_layer=2 if config.mlp_dim else 1)
@@ -131,9 +131,8 @@ class Forecaster(Model):
             raise self._needs_window()
         mean = x.mean(1, keepdim=True)
         # Half precision cannot hold the square of a small deviation.
-        scale = (x - mean).float().square().mean(1, keepdim=True).add(1e-5).sqrt().to(x.dtype)
-        if x.dtype == torch.float64:
-            scale = (x - mean).square().mean(1, keepdim=True).add(1e-5).sqrt()
+        wide = (x - mean).to(torch.promote_types(x.dtype, torch.float32))
+        scale = wide.square().mean(1, keepdim=True).add(1e-5).sqrt().to(x.dtype)
         features, state = self.stack(self.dropout(self.embedding((x - mean) / scale)), None)
         return self._read(features[:, -1]) * scale + mean, state
 
@@ -153,7 +152,8 @@ class Forecaster(Model):
         wanted = self.config.horizon if horizon is None else horizon
         if wanted < 1:
             raise ValueError(f"horizon: expected at least 1, got {wanted}")
-        window, parts = x, []
+        window = x
+        parts: list[Tensor] = []
         while sum(part.shape[1] for part in parts) < wanted:
             parts.append(self.forward(window)[0])
             window = torch.cat([window, parts[-1]], 1)[:, -x.shape[1] :]

@@ -71,7 +71,7 @@ def _check(words):
         assert (ROOT / f"{place}.py").is_file() or (ROOT / place / "__main__.py").is_file(), words
     elif words[0] == "statescan" and len(words) > 1 and not words[1].startswith("-"):
         assert words[1] in cli.commands(), words
-        subcommands = [word for word in words[2:3] if word in ("language", "synthetic", "lm-eval")]
+        subcommands = [word for word in words[2:3] if word in ("language", "synthetic", "forecast", "lm-eval")]
         shown = _help(words[1], *subcommands)
         for flag in (word for word in words if word.startswith("--") and word != "--help"):
             assert re.search(rf"{flag}\b", shown), f"{flag} of {words}"
@@ -81,7 +81,7 @@ def _check(words):
 
 def _shorter(words):
     """A training command made short."""
-    replaced = SMALL_TEXT if words[1:3] == ["train", "language"] else SMALL_TASK
+    replaced = {"language": SMALL_TEXT, "forecast": SMALL}.get(words[2] if len(words) > 2 else "", SMALL_TASK)
     if words[1] != "train" or "--resume" in words:
         return words
     kept, skipping = [], False

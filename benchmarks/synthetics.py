@@ -1,9 +1,9 @@
-"""Selective copying and induction heads: a Mamba beside the same layers made time-invariant.
+"""Selective copying and induction heads: a Mamba beside the same layers made time-invariant, and beside S4D.
 
 python -m benchmarks.synthetics --out runs/synthetics
 
-trains four models of 2 layers of 64 channels, one after the other, draws their learning curves into
-``docs/assets/synthetics.png`` and writes the figures to ``benchmarks/results/synthetics.json``. A fifth, which does not
+trains six models of 2 layers of 64 channels, one after the other, draws their learning curves into
+``docs/assets/synthetics.png`` and writes the figures to ``benchmarks/results/synthetics.json``. A seventh, which does not
 stop when it has learnt induction heads, is tried at lengths far beyond those it was trained on. A run that was
 interrupted goes on where it stood; runs that are finished are only read.
 """
@@ -30,16 +30,21 @@ from statescan.tasks.synthetic import accuracy, with_length
 
 ROOT = Path(__file__).parent.parent
 TASKS = {"selective_copying": "selective copying", "induction_heads": "induction heads"}
-ABLATION = "selective=False"
+#: What differs from the recipe of the task: the layers as they are, with constant step sizes, B and C, and another mixer.
+MODELS: dict[str, dict[str, Any]] = {
+    "Mamba": {},
+    "time-invariant": {"set": ("selective=False",)},
+    "S4D": {"mixer": "s4d"},
+}
 #: Lengths at which what was learnt at 256 is tried.
 LENGTHS = (64, 256, 1024, 4096, 16_384, 65_536, 262_144, 1_048_576)
 
 
-def run(task: str, out: Path, *, steps: int | None, selective: bool) -> dict[str, Any]:
+def run(task: str, name: str, out: Path, *, steps: int | None) -> dict[str, Any]:
     """Train one model, or read what a finished run left."""
     settings = SyntheticTraining(task=task, out=out, resume=True)
-    if not selective:
-        settings = dataclasses.replace(settings, set=(*settings.set, ABLATION))
+    changes = MODELS[name]
+    settings = dataclasses.replace(settings, **(changes | {"set": settings.set + changes.get("set", ())}))
     if steps is not None:
         settings = dataclasses.replace(settings, steps=steps)
     result = train_synthetic(settings)
@@ -48,7 +53,7 @@ def run(task: str, out: Path, *, steps: int | None, selective: bool) -> dict[str
     model = statescan.load(out)
     return {
         "task": task,
-        "model": "Mamba" if selective else "time-invariant",
+        "model": name,
         "parameters": result.parameters,
         "steps": result.steps,
         "minutes": seconds / 60,
@@ -86,9 +91,8 @@ def main() -> None:
     options = parser.parse_args()
     rows = []
     for task in TASKS:
-        for selective in (True, False):
-            place = options.out / f"{task}-{'mamba' if selective else 'time-invariant'}"
-            rows.append(run(task, place, steps=options.steps, selective=selective))
+        for name in MODELS:
+            rows.append(run(task, name, options.out / f"{task}-{name.lower()}", steps=options.steps))
             print(json.dumps({name: value for name, value in rows[-1].items() if name != "curve"}), flush=True)
     panels = {
         f"accuracy, {words}": {row["model"]: row["curve"] for row in rows if row["task"] == task}

@@ -42,9 +42,10 @@ def pages() -> dict[Path, str]:
         "README.md": {"systems": systems_table("docs/systems/")},
         "docs/systems/index.md": {"systems": systems_table("")},
         "docs/performance.md": {name: results(name) for name in ("selective_scan", "operators")},
-        "docs/systems/mamba.md": {"models": models_table("mamba", "falcon_mamba")},
-        "docs/systems/mamba2.md": {"models": models_table("mamba2", "bamba", "zamba2")},
     }
+    for system in models.systems():
+        if system.families:
+            parts[f"docs/systems/{system.slug}.md"] = {"models": models_table(*system.families)}
     made = {}
     for name, texts in parts.items():
         page = (ROOT / name).read_text(encoding="utf-8")

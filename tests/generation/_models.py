@@ -19,7 +19,7 @@ SIZES: dict[str, dict[str, Any]] = {
         dim=32,
         depth=4,
         layout=("mamba2", "attention", "mlp", "mamba"),
-        mamba2=dict(state_dim=8, head_dim=16),
+        mixers=dict(mamba2=dict(state_dim=8, head_dim=16)),
         mlp_layer_dim=32,
         attention=dict(heads=2, kv_heads=1, rotary_dim=8),
     ),

@@ -62,6 +62,8 @@ def test_speed_is_measured():
         (lambda: inspect.measure_cost("mamba_tiny", length=0), "length, batch: at least 1, got 0 and 1"),
         (lambda: inspect.measure_cost("mamba_tinny"), "nearest: 'mamba_tiny'"),
         (lambda: inspect.measure_speed("mamba_tiny", length=1), "at least 2, 1 and 1, got 1"),
+        (lambda: inspect.measure_cost("s4_tiny"), "'s4_tiny' is no language model: .* it has 26,250 parameters"),
+        (lambda: inspect.measure_speed("s4nd_tiny"), "'s4nd_tiny' is no language model"),
     ],
 )
 def test_bad_input_is_named(call, message):

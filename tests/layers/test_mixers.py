@@ -192,7 +192,10 @@ def test_every_projection_is_called_as_a_module(name: str) -> None:
         assert called == linear
 
 
-@pytest.mark.parametrize("name", ["mamba", "mamba2", "attention-convolved"])
+@pytest.mark.parametrize(
+    "name",
+    ["mamba", "mamba2", "attention-convolved", "s5", "s5-block", "taylor", "sliding-grouped", "base-conv"],
+)
 def test_compiles_whole(name: str) -> None:
     mixer, x = build(name), noise(2, 6, DIM)
     want, state = mixer(x)

@@ -38,7 +38,26 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "hybrid": (
         "hybrid_tiny",
         dict(dim=20, depth=4, layout=("mamba", "mlp", "mamba2", "attention"), mlp_layer_dim=8)
-        | dict(mamba2=dict(state_dim=3, head_dim=8), attention=dict(heads=2)),
+        | dict(mixers=dict(mamba2=dict(state_dim=3, head_dim=8)), attention=dict(heads=2)),
+    ),
+    "h3": (
+        "h3_tiny",
+        dict(dim=20, depth=3, state_dim=6, mlp_dim=24, attention_layers=(1,))
+        | dict(attention=dict(heads=2, qkv_bias=True, output_bias=True)),
+    ),
+    "h3-heads": (
+        "h3_tiny",
+        dict(dim=20, depth=2, state_dim=4, head_dim=5, mlp_dim=0, discretization="zoh", chunk_length=3, copies=2)
+        | dict(attention_layers=()),
+    ),
+    "based": (
+        "based_tiny",
+        dict(dim=20, depth=3, heads=2, feature_dim=3, window=3, mlp_dim=16, layout=("conv", "linear", "window")),
+    ),
+    "based-mixed": (
+        "based_tiny",
+        dict(dim=24, depth=4, heads=4, linear_heads=3, feature_dim=2, window=5, kv_heads=2, rotary_dim=4, mlp_dim=0)
+        | dict(qkv_bias=True, layout=("attention", "window", "linear", "conv"), linear_form="parallel"),
     ),
     "transformer": ("transformer_tiny", dict(dim=20, depth=2, mlp_dim=16, attention=dict(heads=2, rotary_dim=10))),
 }

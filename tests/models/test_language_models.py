@@ -141,7 +141,8 @@ def test_parameter_groups(key: str) -> None:
     for name, parameter in model.named_parameters():
         leaf = name.rsplit(".", 1)[-1]
         is_norm = "norm" in name.rsplit(".", 2)[-2]
-        assert (name in free) == (leaf in ("A_log", "D", "delta_bias", "bias") or is_norm), (name, parameter.shape)
+        rates = ("A_log", "D", "delta_bias", "bias", "shift_D", "A_real", "A_imag", "inverse_dt", "B")
+        assert (name in free) == (leaf in rates or is_norm), (name, parameter.shape)
 
 
 @models

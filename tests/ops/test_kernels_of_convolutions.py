@@ -72,6 +72,14 @@ def test_vandermonde(rows, heads, states, length):
     _agree(lambda w, e: ops.vandermonde(w, e, length), lambda w, e: ops.vandermonde_reference(w, e, length), tensors)
 
 
+@pytest.mark.parametrize(
+    ("rows", "heads", "states", "length"), [(1, 1, 1, 1), (3, 2, 5, 100), (2, 3, 4, 0), (1, 2, 3, 2100)]
+)
+def test_vandermonde_transpose(rows, heads, states, length):
+    tensors = [_random(rows, heads, length), _decays(heads, states)]
+    _agree(ops.vandermonde_transpose, ops.vandermonde_transpose_reference, tensors)
+
+
 @pytest.mark.parametrize(("rows", "heads", "states", "nodes"), [
     (1, 1, 1, 1), (4, 3, 5, 17), (6, 2, 8, 160), (1, 2, 3, 501), (2, 3, 4, 0), (2, 3, 0, 8),
 ])  # fmt: skip

@@ -92,6 +92,12 @@ def test_what_comes_next(table: Path, tmp_path: Path) -> None:
         forecast_series(tmp_path, table)
 
 
+def test_any_model_that_forecasts(table: Path, tmp_path: Path) -> None:
+    result = run(table, tmp_path / "run", model="spacetime_tiny", set=("dim=16", "heads=4"))
+    assert np.isfinite(result.scores["model"]["mse"])
+    assert forecast_series(result.model, table).shape == (6, 2)
+
+
 def test_a_resumed_run_ends_where_a_whole_one_does(table: Path, tmp_path: Path) -> None:
     whole = run(table, tmp_path / "whole", steps=6)
     run(table, tmp_path / "parts", steps=6, checkpoint_every=3)

@@ -27,6 +27,7 @@ _EXTRAS = {
     "transformers": "hf",
     "lm_eval": "eval",
     "datasets": "eval",
+    "gymnasium": "rl",
 }
 
 _USAGE = """usage: statescan COMMAND [OPTIONS]

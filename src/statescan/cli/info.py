@@ -16,6 +16,8 @@ def run(
 ) -> None:
     """Print what a named model costs at a sequence length, for instance `statescan info mamba_130m --length 2048`.
 
+    Models that are no language models are shown with their parameters and their config.
+
     Args:
         name: one of `statescan models`.
         length: tokens a sequence.
@@ -27,8 +29,18 @@ def run(
     from statescan import inspect, models
     from statescan.cli import _print
 
-    cost = inspect.measure_cost(name, length=length, batch=batch)
     config = models.model_info(name).config
+    model = inspect.build_without_memory(name)
+    if not inspect.reads_tokens(model):
+        parameters = inspect.count_parameters(model)
+        if json:
+            _print.as_json({"name": name, "parameters": parameters, "config": dataclasses.asdict(config)})
+            return
+        rows = [("parameters", f"{parameters:,}"), ("weights, float32", f"{4 * parameters:,} bytes")]
+        rows += [(name, str(value)) for name, value in dataclasses.asdict(config).items()]
+        _print.table(name, ("what", "how much"), rows)
+        return
+    cost = inspect.measure_cost(name, length=length, batch=batch)
     if json:
         _print.as_json({"name": name, **dataclasses.asdict(cost), "config": dataclasses.asdict(config)})
         return

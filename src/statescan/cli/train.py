@@ -1,11 +1,15 @@
-"""Train models: on text (`language`), on generated tasks (`synthetic`), to forecast series (`forecast`).
+"""Train models: on text (`language`), to classify sequences (`sequence`), on generated tasks (`synthetic`), to forecast
+series (`forecast`), to act with memory (`reinforcement`).
 
 examples:
   statescan train language --data book.txt --model mamba_tiny --steps 1000 --out runs/book
   statescan train language --data src --pattern "**/*.py" --set dim=256 depth=6 --length 512 --out runs/code
   statescan train language --out runs/book --resume
+  statescan train sequence --data digits --model s4d_tiny --out runs/digits
+  statescan train sequence --data words_TRAIN.ts --test-data words_TEST.ts --model s5_tiny --out runs/words
   statescan train synthetic --task induction_heads --out runs/induction
   statescan train forecast --data weather.csv --history 96 --horizon 24 --season 24 --out runs/weather
+  statescan train reinforcement --environment repeat_previous --core s5 --out runs/repeat
 """
 
 from __future__ import annotations
@@ -19,16 +23,21 @@ from statescan.cli import _print
 from statescan.tasks import (
     ForecastTraining,
     LanguageTraining,
+    ReinforcementTraining,
+    SequenceTraining,
     SyntheticTraining,
     first_process,
     train_forecast,
     train_language,
+    train_reinforcement,
+    train_sequence,
     train_synthetic,
 )
 
 if TYPE_CHECKING:
     from statescan.tasks import ForecastResult
     from statescan.tasks._fit import TrainingResult
+    from statescan.tasks.reinforcement import ReinforcementResult
 
 
 def language(settings: Annotated[LanguageTraining, tyro.conf.arg(name="")], *, json: bool = False) -> None:
@@ -39,6 +48,16 @@ def language(settings: Annotated[LanguageTraining, tyro.conf.arg(name="")], *, j
         json: print data instead of a table.
     """
     _report(train_language(settings), json)
+
+
+def sequence(settings: Annotated[SequenceTraining, tyro.conf.arg(name="")], *, json: bool = False) -> None:
+    """Train a classifier, or a regression, on labelled sequences.
+
+    Args:
+        settings: of the run.
+        json: print data instead of a table.
+    """
+    _report(train_sequence(settings), json)
 
 
 def synthetic(settings: Annotated[SyntheticTraining, tyro.conf.arg(name="")], *, json: bool = False) -> None:
@@ -61,7 +80,17 @@ def forecast(settings: Annotated[ForecastTraining, tyro.conf.arg(name="")], *, j
     _report(train_forecast(settings), json)
 
 
-def _report(result: TrainingResult | ForecastResult, json: bool) -> None:
+def reinforcement(settings: Annotated[ReinforcementTraining, tyro.conf.arg(name="")], *, json: bool = False) -> None:
+    """Train an agent on an environment that needs memory.
+
+    Args:
+        settings: of the run.
+        json: print data instead of a table.
+    """
+    _report(train_reinforcement(settings), json)
+
+
+def _report(result: TrainingResult | ForecastResult | ReinforcementResult, json: bool) -> None:
     if not first_process():
         return
     plain = dataclasses.asdict(result)
@@ -69,7 +98,7 @@ def _report(result: TrainingResult | ForecastResult, json: bool) -> None:
         _print.as_json(plain)
         return
     scores = plain.pop("scores", {})
-    numbers = plain.pop("validation")
+    numbers = plain.pop("validation") | {f"test_{name}": value for name, value in plain.pop("test", {}).items()}
     rows = [(name.replace("_", " "), f"{value:.4f}") for name, value in numbers.items()]
     rows += [(name, f"{value:,.0f}" if isinstance(value, float) else str(value)) for name, value in plain.items()]
     _print.table("training", ("what", "result"), rows)
@@ -79,4 +108,10 @@ def _report(result: TrainingResult | ForecastResult, json: bool) -> None:
         _print.table("test part", ("method", *(measure.upper() for measure in measures)), methods)
 
 
-COMMANDS = {"forecast": forecast, "language": language, "synthetic": synthetic}
+COMMANDS = {
+    "language": language,
+    "sequence": sequence,
+    "synthetic": synthetic,
+    "forecast": forecast,
+    "reinforcement": reinforcement,
+}

@@ -2,6 +2,7 @@
 
 from statescan.data._copying import Copying, SelectiveCopying, copying
 from statescan.data._induction import InductionHead, InductionHeads, induction_head_sequences
+from statescan.data._listops import LISTOPS_VOCABULARY, ListOps, evaluate_listops, listops_tokens, listops_value
 from statescan.data._long_context import Passkey, PhoneBook
 from statescan.data._pathfinder import PATHFINDER, PathfinderImage, PathfinderSettings, pathfinder, pathfinder_batch
 from statescan.data._recall import (
@@ -10,6 +11,7 @@ from statescan.data._recall import (
     associative_recall_sequences,
     multi_query_recall,
 )
+from statescan.data._sequences import SEQUENCE_DATA, LabelledSequences, SequenceBatch, listops, read_sequences
 from statescan.data._series import ForecastBatch, Series, SeriesWindows, check_fractions, read_series, shown_time
 from statescan.data._signals import adding, delay
 from statescan.data._synthetic import IGNORED, SyntheticBatch, SyntheticTask, batch_seed
@@ -17,10 +19,21 @@ from statescan.data._tasks import SYNTHETIC_TASKS, synthetic_task
 from statescan.data._text import HubSource, TextPiece, read_text, text_files
 from statescan.data._tokens import TokenStream, fingerprint, tokenize, write_tokens
 from statescan.data._windows import ContinuedOrder, SequentialOrder, ShuffledOrder, TokenBatch, TokenBatches
+from statescan.data.environments import (
+    ENVIRONMENTS,
+    MemoryEnvironment,
+    RepeatPrevious,
+    StatelessCartPole,
+    as_gymnasium,
+    memory_environment,
+)
 
 __all__ = [
+    "ENVIRONMENTS",
     "IGNORED",
+    "LISTOPS_VOCABULARY",
     "PATHFINDER",
+    "SEQUENCE_DATA",
     "SYNTHETIC_TASKS",
     "AssociativeRecall",
     "ContinuedOrder",
@@ -29,16 +42,22 @@ __all__ = [
     "HubSource",
     "InductionHead",
     "InductionHeads",
+    "LabelledSequences",
+    "ListOps",
+    "MemoryEnvironment",
     "MultiQueryRecall",
     "Passkey",
     "PathfinderImage",
     "PathfinderSettings",
     "PhoneBook",
+    "RepeatPrevious",
     "SelectiveCopying",
+    "SequenceBatch",
     "SequentialOrder",
     "Series",
     "SeriesWindows",
     "ShuffledOrder",
+    "StatelessCartPole",
     "SyntheticBatch",
     "SyntheticTask",
     "TextPiece",
@@ -46,16 +65,23 @@ __all__ = [
     "TokenBatches",
     "TokenStream",
     "adding",
+    "as_gymnasium",
     "associative_recall_sequences",
     "batch_seed",
     "check_fractions",
     "copying",
     "delay",
+    "evaluate_listops",
     "fingerprint",
     "induction_head_sequences",
+    "listops",
+    "listops_tokens",
+    "listops_value",
+    "memory_environment",
     "multi_query_recall",
     "pathfinder",
     "pathfinder_batch",
+    "read_sequences",
     "read_series",
     "read_text",
     "shown_time",

@@ -1,6 +1,18 @@
-"""What a model costs and does: parameters, FLOPs, bytes of state and of activations, tokens a second."""
+"""What a model costs and does: parameters, FLOPs, bytes of state and activations, speed; and what memories hold."""
 
-from statescan.inspect._sizes import ModelCost, build_without_memory, count_parameters, measure_cost
+from statescan.inspect._hippo import Recollection, draw_memory, recollect
+from statescan.inspect._sizes import ModelCost, build_without_memory, count_parameters, measure_cost, reads_tokens
 from statescan.inspect._speed import ModelSpeed, measure_speed
 
-__all__ = ["ModelCost", "ModelSpeed", "build_without_memory", "count_parameters", "measure_cost", "measure_speed"]
+__all__ = [
+    "ModelCost",
+    "ModelSpeed",
+    "Recollection",
+    "build_without_memory",
+    "count_parameters",
+    "draw_memory",
+    "measure_cost",
+    "measure_speed",
+    "reads_tokens",
+    "recollect",
+]

@@ -44,6 +44,20 @@ def build_without_memory(name: str, **overrides: Any) -> Any:
         return models.create_model(name, **overrides)
 
 
+def reads_tokens(model: Any) -> bool:
+    """Whether a model reads tokens and steps, as language models do."""
+    return getattr(model.config, "vocab_size", None) is not None and hasattr(model, "step")
+
+
+def refuse_other_models(name: str, model: Any) -> None:
+    """Raise unless a model reads tokens and steps."""
+    if not reads_tokens(model):
+        raise ValueError(
+            f"{name!r} is no language model: costs are measured of those alone; "
+            f"it has {count_parameters(model):,} parameters"
+        )
+
+
 def count_parameters(model: Any) -> int:
     """Trainable numbers of a model, or of a named one; a tied tensor counts once."""
     if isinstance(model, str):
@@ -63,6 +77,7 @@ def measure_cost(name: str, *, length: int = 2048, batch: int = 1, **overrides: 
     if length < 1 or batch < 1:
         raise ValueError(f"length, batch: at least 1, got {length} and {batch}")
     model = build_without_memory(name, **overrides)
+    refuse_other_models(name, model)
     tokens = torch.zeros(batch, length, dtype=torch.int64, device="meta")
     weights = {id(p) for p in model.parameters()} | {p.untyped_storage()._cdata for p in model.parameters()}
     kept: dict[int, int] = {}

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from statescan import models
+from statescan.inspect._sizes import refuse_other_models
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ def measure_speed(name: str, *, length: int = 1024, batch: int = 1, repeats: int
     if length < 2 or batch < 1 or repeats < 1:
         raise ValueError(f"length, batch, repeats: at least 2, 1 and 1, got {length}, {batch} and {repeats}")
     model = models.create_model(name, **overrides)
+    refuse_other_models(name, model)
     tokens = torch.randint(0, model.config.vocab_size, (batch, length))
 
     def train() -> None:

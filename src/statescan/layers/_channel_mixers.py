@@ -1,4 +1,4 @@
-"""Mixers of channels, position by position: gated MLPs."""
+"""Mixers of channels, position by position: MLPs, plain and gated."""
 
 from __future__ import annotations
 
@@ -44,3 +44,31 @@ class GatedMLP(nn.Module):
             projected = projected + correction
         value, gate = projected.chunk(2, dim=-1)
         return self.output_projection(value * self.activation(gate))
+
+
+class MLP(nn.Module):
+    """W_out activation(W_in x), with biases: GPT-2's.
+
+    Arguments:
+        dim: channels of input and output.
+        hidden_dim: channels between.
+        bias: whether the projections have biases.
+        activation: GELU in its tanh form unless given.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        *,
+        bias: bool = True,
+        activation: Callable[[Tensor], Tensor] | None = None,
+    ):
+        super().__init__()
+        self.activation = activation or nn.GELU(approximate="tanh")
+        self.input_projection = nn.Linear(dim, hidden_dim, bias=bias)
+        self.output_projection = nn.Linear(hidden_dim, dim, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) -> (..., dim)."""
+        return self.output_projection(self.activation(self.input_projection(x)))

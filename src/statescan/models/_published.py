@@ -68,7 +68,7 @@ def add_prefix(tensors: Tensors, prefix: str) -> Tensors:
 #: Other spellings of published names that are accepted: Hugging Face's embedding in the state-spaces layout.
 _SYNONYMS = {"backbone.embeddings.weight": "backbone.embedding.weight"}
 #: Ends of names of tensors that a formula gives: some published files store them.
-_FIXED = ("rotary_emb.inv_freq",)
+_FIXED = ("rotary_emb.inv_freq", "transformer.decay.decay")
 
 
 def load_published(model: Model, tensors: Tensors, *, constants: Sequence[str] = ()) -> None:
@@ -92,6 +92,8 @@ def translate_published(model: Model, tensors: Tensors, *, constants: Sequence[s
     The model itself is only looked at and may be on the meta device.
     """
     found = family(model.family)
+    if found.upgrade is not None:
+        tensors = found.upgrade(tensors)
     own = _own_tensors(model)
     meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in own.items()}
     expected = found.to_published(meta, model.config)

@@ -30,6 +30,7 @@ class Family:
         variants: named configs: the fields that differ from the defaults.
         from_published: tensors under published names -> under ours; pure. Takes the config as second argument.
         to_published: the inverse.
+        upgrade: published names of an earlier release -> those that `from_published` takes; None: there were none.
     """
 
     slug: str
@@ -38,6 +39,7 @@ class Family:
     variants: dict[str, dict[str, Any]]
     from_published: Callable[[Tensors, Any], Tensors]
     to_published: Callable[[Tensors, Any], Tensors]
+    upgrade: Callable[[Tensors], Tensors] | None = None
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,126 @@ class System:
 
 _SYSTEMS = (
     System(
+        "hippo",
+        "HiPPO: Recurrent Memory with Optimal Polynomial Projections (Gu, Dao, Ermon, Rudra and Re, 2020); "
+        "How to Train Your HiPPO (Gu, Johnson, Timalsina, Rudra and Re, 2023)",
+        (),
+        (
+            "matrices, normal forms and discretisations of the published code",
+            "signals rebuilt from the coefficients",
+        ),
+    ),
+    System(
+        "lssl",
+        "Combining Recurrent, Convolutional, and Continuous-time Models with Linear State-Space Layers "
+        "(Gu, Johnson, Goel, Saab, Dao, Rudra and Re, 2021)",
+        (),
+        (
+            "outputs of the published layer",
+            "convolution, recurrence and differential equation agree",
+            "a delay of 50 steps learned",
+        ),
+    ),
+    System(
+        "s4",
+        "Efficiently Modeling Long Sequences with Structured State Spaces (Gu, Goel and Re, 2022)",
+        ("s4",),
+        (
+            "outputs, kernels and steps of the published code",
+            "exact parameter counts of its backbones",
+            "published names both ways",
+            "whole, chunks and steps agree over 4,096 positions",
+        ),
+    ),
+    System(
+        "s4d",
+        "On the Parameterization and Initialization of Diagonal State Space Models (Gu, Gupta, Goel and Re, 2022); "
+        "Diagonal State Spaces are as Effective as Structured State Spaces (Gupta, Gu and Berant, 2022)",
+        ("s4d",),
+        (
+            "outputs, kernels and steps of the published code",
+            "exact parameter counts",
+            "published names both ways",
+            "whole, chunks and steps agree over 4,096 positions",
+        ),
+    ),
+    System(
+        "s4nd",
+        "S4ND: Modeling Images and Videos as Multidimensional Signals Using State Spaces (Nguyen et al., 2022)",
+        ("s4nd",),
+        (
+            "outputs and kernels of the published layer",
+            "equal to the dense convolution over two and three axes",
+            "a band limit carries over to twice the resolution",
+        ),
+    ),
+    System(
+        "s5",
+        "Simplified State Space Layers for Sequence Modeling (Smith, Warrington and Linderman, 2023)",
+        ("s5",),
+        (
+            "outputs of the published code",
+            "exact parameter counts",
+            "published names both ways",
+            "scan, steps and convolution agree, also at irregular times",
+        ),
+    ),
+    System(
+        "s5_rl",
+        "Structured State Space Models for In-Context Reinforcement Learning (Lu et al., 2023)",
+        ("s5_rl",),
+        (
+            "outputs and states of the published code",
+            "exact parameter counts",
+            "published names both ways",
+            "episodes that begin inside a sequence are strangers to what was before",
+        ),
+    ),
+    System(
+        "h3",
+        "Hungry Hungry Hippos: Towards Language Modeling with State Space Models (Fu et al., 2023)",
+        ("h3",),
+        (
+            "outputs, kernels, states and steps of the published code",
+            "exact parameter counts",
+            "published names of both releases",
+            "whole, chunks and steps agree over 4,096 positions",
+        ),
+    ),
+    System(
+        "long_conv",
+        "Simple Hardware-Efficient Long Convolutions for Sequence Modeling (Fu et al., 2023)",
+        ("long_conv",),
+        (
+            "outputs and kernels of the published code",
+            "exact parameter counts of its backbones",
+            "published names both ways",
+            "causal for inputs of any length",
+        ),
+    ),
+    System(
+        "spacetime",
+        "Effectively Modeling Time Series with Simple Discrete State Spaces (Zhang, Saab, Poli, Dao, Goel and Re, 2023)",
+        ("spacetime",),
+        (
+            "outputs of the published code",
+            "exact parameter counts",
+            "kernels in O(d + l) equal those of matrix powers",
+            "an autoregression forecast within 1.2 times the best possible error",
+        ),
+    ),
+    System(
+        "seqboat",
+        "Sparse Modular Activation for Efficient Sequence Modeling (Ren et al., 2023)",
+        ("seqboat",),
+        (
+            "outputs of the published code",
+            "exact parameter counts",
+            "published names both ways",
+            "whole, chunks and steps agree",
+        ),
+    ),
+    System(
         "mamba",
         "Mamba: Linear-Time Sequence Modeling with Selective State Spaces (Gu and Dao, 2023)",
         ("mamba", "falcon_mamba"),
@@ -31,7 +151,18 @@ _SYSTEMS = (
             "outputs and gradients of the published code",
             "exact parameter counts",
             "published and Hugging Face checkpoints both ways",
-            "induction heads learned",
+            "selective copying and induction heads learned",
+        ),
+    ),
+    System(
+        "based",
+        "Simple Linear Attention Language Models Balance the Recall-Throughput Tradeoff (Arora et al., 2024)",
+        ("based",),
+        (
+            "outputs and states of the published code",
+            "exact parameter counts",
+            "published names both ways",
+            "quadratic, chunked and recurrent forms agree",
         ),
     ),
     System(

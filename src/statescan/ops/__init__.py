@@ -5,13 +5,25 @@ from statescan.ops._causal_conv1d import causal_conv1d, causal_conv1d_reference,
 from statescan.ops._dispatch import backend, explain
 from statescan.ops._fft_conv import fft_conv, fft_conv_reference
 from statescan.ops._gated_rms_norm import gated_rms_norm, gated_rms_norm_reference
+from statescan.ops._linear_attention import (
+    taylor_feature_count,
+    taylor_features,
+    taylor_linear_attention,
+    taylor_linear_attention_reference,
+    taylor_linear_attention_step,
+)
 from statescan.ops._linear_scan import linear_scan, linear_scan_reference
 from statescan.ops._resets import resets_from_sequence_index
 from statescan.ops._selective_scan import selective_scan, selective_scan_reference
 from statescan.ops._selective_state_step import selective_state_step, selective_state_step_reference
 from statescan.ops._ssd import ssd, ssd_reference
 from statescan.ops._ssd_step import ssd_step, ssd_step_reference
-from statescan.ops._vandermonde import vandermonde, vandermonde_reference
+from statescan.ops._vandermonde import (
+    vandermonde,
+    vandermonde_reference,
+    vandermonde_transpose,
+    vandermonde_transpose_reference,
+)
 
 __all__ = [
     "backend",
@@ -36,6 +48,13 @@ __all__ = [
     "ssd_reference",
     "ssd_step",
     "ssd_step_reference",
+    "taylor_feature_count",
+    "taylor_features",
+    "taylor_linear_attention",
+    "taylor_linear_attention_reference",
+    "taylor_linear_attention_step",
     "vandermonde",
     "vandermonde_reference",
+    "vandermonde_transpose",
+    "vandermonde_transpose_reference",
 ]

@@ -86,8 +86,10 @@ def linear_scan_reference(
 
 
 def _kind(a: Tensor, b: Tensor) -> torch.dtype:
-    wide = torch.float64 if torch.float64 in (a.real.dtype, b.real.dtype) else torch.float32
-    return wide.to_complex() if a.is_complex() or b.is_complex() else wide
+    wide = torch.float64 in (a.real.dtype, b.real.dtype)
+    if a.is_complex() or b.is_complex():  # spelt out, as torch.compile does not follow dtype.to_complex
+        return torch.complex128 if wide else torch.complex64
+    return torch.float64 if wide else torch.float32
 
 
 def _bind(

@@ -52,11 +52,43 @@ def _bind(weights: Tensor, exponents: Tensor, length: int) -> tuple[Any, ...]:
     return weights.to(dtype), exponents.to(dtype), int(length)
 
 
+def vandermonde_transpose(signal: Tensor, exponents: Tensor) -> Tensor:
+    """Weigh a signal by exponentials: ``out[r, h, n] = sum_l signal[r, h, l] exp(l exponents[h, n])``.
+
+    With the signal reversed this is the state of a diagonal system after the signal.
+
+    Arguments:
+        signal: real (rows, heads, length).
+        exponents: complex (heads, states).
+
+    Returns:
+        complex (rows, heads, states). Differentiable in both.
+    """
+    name = "vandermonde_transpose"
+    checks.floating(name, "signal", signal, ndim=3)
+    checks.complex_valued(name, "exponents", exponents, ndim=2)
+    checks.fits(name, "exponents", exponents, (signal.shape[1], None))
+    checks.same_device(name, signal=signal, exponents=exponents)
+    double = exponents.dtype == torch.complex128 or signal.dtype == torch.float64
+    return torch.ops.statescan.vandermonde_transpose(
+        signal.to(torch.float64 if double else torch.float32),
+        exponents.to(torch.complex128 if double else torch.complex64),
+    )
+
+
+def vandermonde_transpose_reference(signal: Tensor, exponents: Tensor) -> Tensor:
+    """`vandermonde_transpose` as the formula says it."""
+    position = torch.arange(signal.shape[2], device=signal.device, dtype=exponents.real.dtype)
+    powers = torch.exp(exponents[..., None] * position)
+    return torch.einsum("rhl,hnl->rhn", signal.to(powers.dtype), powers)
+
+
 LIBRARY.define("vandermonde(Tensor weights, Tensor exponents, SymInt length) -> Tensor")
 LIBRARY.define(
     "vandermonde_backward(Tensor grad, Tensor weights, Tensor exponents, SymInt length) -> "
     "(Tensor weights, Tensor exponents)"
 )
+LIBRARY.define("vandermonde_transpose(Tensor signal, Tensor exponents) -> Tensor")
 OPERATOR = register(Operator("vandermonde", _bind))
 
 
@@ -92,6 +124,39 @@ LIBRARY.impl("vandermonde_backward", _run_backward, "CompositeExplicitAutograd")
 torch.library.register_fake("statescan::vandermonde", _fake, lib=LIBRARY)
 torch.library.register_fake("statescan::vandermonde_backward", _fake_backward, lib=LIBRARY)
 torch.library.register_autograd("statescan::vandermonde", _differentiate, setup_context=_save, lib=LIBRARY)
+
+
+def _run_transpose(signal: Tensor, exponents: Tensor) -> Tensor:
+    # The gradient of `vandermonde` in its weights is twice the conjugate of this sum, so its kernel serves here too.
+    zeros = exponents.new_zeros(signal.shape[0], *exponents.shape)
+    if OPERATOR.choose(zeros, exponents, signal.shape[2]).name == "reference":
+        return vandermonde_transpose_reference(signal, exponents)
+    weights, _ = torch.ops.statescan.vandermonde_backward(signal, zeros, exponents, signal.shape[2])
+    return weights.conj_physical() / 2
+
+
+def _fake_transpose(signal: Tensor, exponents: Tensor) -> Tensor:
+    return exponents.new_empty(*signal.shape[:2], exponents.shape[1])
+
+
+def _save_transpose(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate_transpose(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    signal, exponents = ctx.saved_tensors
+    length = signal.shape[2]
+    position = torch.arange(length, device=signal.device, dtype=signal.dtype)
+    moment = vandermonde_transpose(signal * position, exponents)
+    grad_signal = vandermonde(grad.conj_physical(), exponents, length) / 2
+    return grad_signal, (grad * moment.conj_physical()).sum(0)
+
+
+LIBRARY.impl("vandermonde_transpose", _run_transpose, "CompositeExplicitAutograd")
+torch.library.register_fake("statescan::vandermonde_transpose", _fake_transpose, lib=LIBRARY)
+torch.library.register_autograd(
+    "statescan::vandermonde_transpose", _differentiate_transpose, setup_context=_save_transpose, lib=LIBRARY
+)
 
 
 def _accepts(weights: Tensor, exponents: Tensor, length: int) -> str | None:

@@ -1,5 +1,14 @@
 """The theory under the layers: HiPPO measures and matrices, normal forms, discretisations, timescales."""
 
+from statescan.ssm._companion import (
+    companion_kernel,
+    companion_kernel_naive,
+    companion_matrix,
+    companion_rows,
+    companion_state,
+    correlate,
+    krylov,
+)
 from statescan.ssm._discretization import METHODS, discretize, discretize_diagonal
 from statescan.ssm._hippo import (
     DIAGONAL_INITIALISATIONS,
@@ -17,9 +26,16 @@ __all__ = [
     "MEASURES",
     "METHODS",
     "ScaledLegendreMemory",
+    "companion_kernel",
+    "companion_kernel_naive",
+    "companion_matrix",
+    "companion_rows",
+    "companion_state",
+    "correlate",
     "diagonal",
     "discretize",
     "discretize_diagonal",
+    "krylov",
     "legendre",
     "log_uniform_timescales",
     "low_rank_correction",

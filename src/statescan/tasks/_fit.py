@@ -7,7 +7,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytorch_lightning as lightning
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from statescan.checkpoints import save
 from statescan.models import build_model
 from statescan.tasks._callbacks import AtomicCheckpointIO, ProgressBar, Recorder
-from statescan.tasks._module import Learner, Measure, Sums, next_token
+from statescan.tasks._module import Learner, Measure, Sums
 from statescan.tasks._run_folder import RunFolder
 from statescan.tasks._settings import TrainingSettings
 
@@ -45,7 +45,7 @@ class Objective:
     targets: int
     columns: tuple[str, ...]
     describe: Callable[[Sums], dict[str, float]]
-    measure: Measure = next_token(count_correct=False)
+    measure: Measure
     carry_state: bool = False
     enough: Callable[[dict[str, float]], bool] = lambda numbers: False
 
@@ -62,6 +62,7 @@ class TrainingResult:
         model: folder of the run, which is that of the trained model.
         metrics: table of the metrics.
         picture: their curves, or None where matplotlib is missing.
+        test: numbers of a test that followed; empty where there is none.
     """
 
     steps: int
@@ -71,6 +72,7 @@ class TrainingResult:
     model: str
     metrics: str
     picture: str | None
+    test: dict[str, float] = field(default_factory=dict)
 
 
 class _Batches(lightning.LightningDataModule):

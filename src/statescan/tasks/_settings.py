@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from statescan.models import create_model
+from statescan.layers import check_mixer
+from statescan.models import create_model, model_info
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class TrainingSettings:
     out: Path = Path("runs/latest")
     #: Name of a model (`statescan models` lists all).
     model: str = "mamba_tiny"
+    #: Another sequence mixer in every block (mamba, mamba2, s4, s4d, s5, …), at the model's width and depth.
+    mixer: str | None = None
     #: Fields of the model's config to change, for instance: --set dim=128 depth=4
     set: tuple[str, ...] = ()
     #: Optimiser steps.
@@ -84,6 +87,8 @@ class TrainingSettings:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
         overrides(self.set)
+        if self.mixer is not None:
+            check_mixer(self.mixer, {})
 
     @property
     def world_size(self) -> int:
@@ -123,12 +128,34 @@ def overrides(pairs: Sequence[str]) -> dict[str, Any]:
     return fields
 
 
+def demand(settings: TrainingSettings, field: str, kind: str, instead: str) -> None:
+    """Raise unless the named model's config has the field that makes it of this kind.
+
+    Raises:
+        ValueError: for a model of another kind; `instead` names one to begin with. Also for a name that is not known.
+    """
+    if not hasattr(model_info(settings.model).config, field):
+        raise ValueError(f"model: {settings.model!r} is no {kind}; try --model {instead}, `statescan models` lists all")
+
+
 def build(settings: TrainingSettings, **defaults: Any) -> Any:
     """The model with fresh weights, which depend on the seed alone; `set` goes before `defaults`."""
     import torch
 
     torch.manual_seed(settings.seed)
-    return create_model(settings.model, **(defaults | overrides(settings.set)))
+    fields = defaults | overrides(settings.set)
+    if settings.mixer is None:
+        return create_model(settings.model, **fields)
+    config = model_info(settings.model).config
+    if hasattr(config, "classes"):
+        kept = {name: getattr(config, name) for name in ("dim", "depth", "norm", "prenorm", "dropout")}
+        return create_model("classifier_tiny", **(kept | {"mixer": settings.mixer} | fields))
+    kept = {name: getattr(config, name) for name in ("dim", "depth", "vocab_size")}
+    dim = fields.get("dim", kept["dim"])
+    heads = max(1, dim // 64)
+    attention = {"heads": heads, "rotary_dim": dim // heads // 2 * 2}
+    kept |= {"layout": (settings.mixer,), "mixers": {}, "attention": attention}
+    return create_model("hybrid_tiny", **(kept | fields))
 
 
 def _positive(name: str, value: int) -> None:

@@ -188,7 +188,8 @@ def train_forecast(settings: ForecastTraining) -> ForecastResult:
         measure=squared_error,
     )
     result = fit(model, settings, folder, objective)
-    common = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
+    known = {field.name for field in dataclasses.fields(ForecastResult)}
+    common: dict[str, Any] = {name: value for name, value in vars(result).items() if name in known}
     common["windows"] = len(windows.parts["test"])
     common["predictions"] = str(folder.path / "predictions.csv")
     if not first_process():

@@ -16,7 +16,7 @@ import numpy as np
 
 from statescan import data
 from statescan.tasks._run_folder import RunFolder
-from statescan.tasks._settings import TrainingSettings, build
+from statescan.tasks._settings import TrainingSettings, build, demand
 
 if TYPE_CHECKING:
     from statescan.tasks._fit import TrainingResult
@@ -121,6 +121,7 @@ def train_language(settings: LanguageTraining) -> TrainingResult:
         }
 
     from statescan.tasks._fit import Objective, fit
+    from statescan.tasks._module import next_token
 
     objective = Objective(
         batches,
@@ -128,6 +129,7 @@ def train_language(settings: LanguageTraining) -> TrainingResult:
         targets=settings.length,
         columns=("validation_loss", "validation_perplexity", "validation_bits_per_byte"),
         describe=describe,
+        measure=next_token(count_correct=False),
         carry_state=settings.carry_state,
     )
     return fit(model, settings, folder, objective, tokenizer=tokenizer)
@@ -142,6 +144,7 @@ def _tokenizer(settings: LanguageTraining) -> Any:
 
 def _model(settings: LanguageTraining, tokenizer: Any) -> Any:
     if settings.init_from is None:
+        demand(settings, "padded_vocab_size", "language model", "mamba_tiny")
         return build(settings, vocab_size=tokenizer.vocab_size)
     from statescan.checkpoints import check_tokenizer, load
 

@@ -17,7 +17,7 @@ from torch.utils.data import IterableDataset
 
 from statescan import data
 from statescan.tasks._run_folder import RunFolder
-from statescan.tasks._settings import TrainingSettings, build, overrides
+from statescan.tasks._settings import TrainingSettings, build, demand, overrides
 
 if TYPE_CHECKING:
     from statescan.tasks._fit import TrainingResult
@@ -121,6 +121,7 @@ def train_synthetic(settings: SyntheticTraining) -> TrainingResult:
     """
     folder = RunFolder(settings.out)
     settings = folder.settle(settings)
+    demand(settings, "padded_vocab_size", "language model", "mamba_tiny")
     task = data.synthetic_task(settings.task, overrides(settings.task_set))
     model = build(settings, vocab_size=task.vocab_size)
     batch_size = settings.batch_size * settings.world_size

@@ -107,10 +107,10 @@ def language_model(fixture: Fixture) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def run_language_model(fixture: Fixture, model: Any) -> dict[str, Any]:
-    """Load the published weights strictly and give every output that language-model fixtures have."""
+def run_language_model(fixture: Fixture, model: Any, tensors: dict[str, Tensor] | None = None) -> dict[str, Any]:
+    """Load the published weights (or `tensors`) strictly and give every output that language-model fixtures have."""
     fixture.check_parameters(model)
-    load_published(model, fixture.state_dict())
+    load_published(model, fixture.state_dict() if tensors is None else tensors)
     (tokens,) = fixture.inputs()
     hidden, _ = model.hidden(tokens)
     logits, _ = model(tokens)

@@ -1,0 +1,146 @@
+"""The environments: what is shown and rewarded, when episodes end, and that a seed decides everything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from statescan.data import ENVIRONMENTS, RepeatPrevious, StatelessCartPole, as_gymnasium, memory_environment
+
+
+def play(environment: Any, seed: int, steps: int) -> list[Any]:
+    actions = np.random.default_rng(1)
+    observation, _ = environment.reset(seed=seed)
+    seen: list[Any] = [observation]
+    for _ in range(steps):
+        given = actions.integers(environment.action_count, size=environment.count)
+        seen.extend(environment.step(given)[:4])
+    return seen
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_a_seed_decides_everything(name: str) -> None:
+    one, two, other = (play(memory_environment(name, 3), seed, 120) for seed in (5, 5, 6))
+    for mine, theirs in zip(one, two, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert any(not np.array_equal(mine, theirs) for mine, theirs in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("delay", [0, 1, 4])
+def test_who_remembers_is_always_right(delay: int) -> None:
+    environment = RepeatPrevious(5, delay=delay, cards=12)
+    observation, _ = environment.reset(seed=0)
+    shown, total = [observation.argmax(1)], np.zeros(5)
+    for t in range(12):
+        answer = shown[t - delay] if t >= delay else np.zeros(5, dtype=np.int64)
+        observation, reward, terminated, truncated, information = environment.step(answer)
+        shown.append(observation.argmax(1))
+        total += reward
+        assert terminated.all() == (t == 11)
+        assert not truncated.any()
+    np.testing.assert_allclose(total, 1)
+    # Every suit is equally often in the deck, and the new episode has begun.
+    assert all(np.bincount(column, minlength=4).tolist() == [3] * 4 for column in np.stack(shown[:12]).T)
+    assert information["_final_obs"].all()
+    assert environment.step(shown[-1] if delay == 0 else np.zeros(5, dtype=np.int64))[2].sum() == 0
+
+
+def test_guessing_loses_half() -> None:
+    environment = RepeatPrevious(200)
+    environment.reset(seed=0)
+    generator, total = np.random.default_rng(0), np.zeros(200)
+    for _ in range(52):
+        total += environment.step(generator.integers(4, size=200))[1]
+    assert total.mean() == pytest.approx(-0.5, abs=0.03)
+
+
+def test_cart_pole_obeys_the_equations() -> None:
+    environment = StatelessCartPole(1)
+    environment.reset(seed=0)
+    environment._state[:] = 0
+    environment.step(np.array([1]))
+    # Pushed to the right from rest: equations 1 and 2 of Barto et al. by hand.
+    push, swing = 10 / 1.1, -(10 / 1.1) / (0.5 * (4 / 3 - 0.1 / 1.1))
+    np.testing.assert_allclose(environment._state[0], [0, 0.02 * (push - 0.05 * swing / 1.1), 0, 0.02 * swing])
+    observation = environment.step(np.array([1]))[0]
+    assert observation.shape == (1, 2)
+    assert observation[0, 0] == pytest.approx(environment._state[0, 0] / 2.4)
+    assert observation[0, 1] == pytest.approx(np.degrees(environment._state[0, 2]) / 12)
+
+
+def test_cart_pole_ends_when_it_falls_or_is_cut() -> None:
+    environment = StatelessCartPole(2, steps=15)
+    environment.reset(seed=0)
+    environment._state[0] = 0
+    environment._state[1] = 0
+    # One cart is pushed to one side until its pole falls, the other is pushed to and fro.
+    ends = {0: 0, 1: 0}
+    for t in range(1, 16):
+        *_, terminated, truncated, information = environment.step(np.array([1, t % 2]))
+        for row in range(2):
+            if (terminated | truncated)[row] and not ends[row]:
+                ends[row] = t
+                assert bool(truncated[row]) == (row == 1)
+                assert np.abs(information["final_obs"][row]).max() > (1 if row == 0 else 0)
+    assert ends[0] < 12
+    assert ends[1] == 15
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: memory_environment("repeat_previos", 2), "unknown 'repeat_previos'; nearest: 'repeat_previous'"),
+        (lambda: memory_environment("repeat_previous", 2, depth=3), "repeat_previous: .*depth"),
+        (lambda: RepeatPrevious(0), "count: at least 1 environment, got 0"),
+        (lambda: RepeatPrevious(1, cards=6), "cards: a multiple of 4, got 6"),
+        (lambda: RepeatPrevious(1, delay=52), "delay: from 0 to below the 52 cards, got 52"),
+        (lambda: StatelessCartPole(1, steps=0), "steps: at least 1, got 0"),
+        (lambda: StatelessCartPole(1, noise=-1), "noise: 0 or more, got -1"),
+        (lambda: RepeatPrevious(1).step(np.array([0])), "step: call reset first"),
+        (lambda: play(RepeatPrevious(2), 0, 0) and reset_and_step([0]), "actions: expected 2 whole numbers"),
+        (lambda: reset_and_step([0, 4]), "actions: below 4, got 0 to 4"),
+    ],
+)
+def test_mistakes_are_named(call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def reset_and_step(actions: list[int]) -> Any:
+    environment = RepeatPrevious(2)
+    environment.reset(seed=0)
+    return environment.step(np.array(actions))
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_gymnasium_takes_them(name: str) -> None:
+    gymnasium = pytest.importorskip("gymnasium", reason="the interface was NOT checked: gymnasium is not installed")
+    vector = as_gymnasium(memory_environment(name, 3))
+    assert isinstance(vector, gymnasium.vector.VectorEnv)
+    counted = gymnasium.wrappers.vector.RecordEpisodeStatistics(vector)
+    observation, _ = counted.reset(seed=3)
+    assert vector.observation_space.contains(observation)
+    episodes = 0
+    for _ in range(220):
+        observation, *_, information = counted.step(vector.action_space.sample())
+        assert vector.observation_space.contains(observation)
+        episodes += int(information.get("_episode", np.zeros(3)).sum())
+    assert episodes >= 3
+
+
+def test_cart_pole_is_gymnasiums() -> None:
+    gymnasium = pytest.importorskip("gymnasium", reason="the dynamics were NOT compared: gymnasium is not installed")
+    theirs, ours = gymnasium.make("CartPole-v1").unwrapped, StatelessCartPole(1)
+    theirs.reset(seed=0)
+    ours.reset(seed=0)
+    ours._state[0] = theirs.state
+    for t in range(30):
+        action = int(t % 3 == 0)
+        ended = theirs.step(action)[2]
+        ours_ended = ours.step(np.array([action]))[2][0]
+        assert ended == ours_ended
+        if ended:
+            break
+        np.testing.assert_allclose(ours._state[0], theirs.state, atol=1e-9)

@@ -90,9 +90,13 @@ def _check(words):
 
 def _shorter(words):
     """A training command made short."""
-    replaced = {"language": SMALL_TEXT, "reinforcement": SMALL_AGENT, "sequence": SMALL_SEQUENCES}.get(
-        words[2] if len(words) > 2 else "", SMALL_TASK
-    )
+    kinds = {
+        "language": SMALL_TEXT,
+        "forecast": SMALL,
+        "reinforcement": SMALL_AGENT,
+        "sequence": SMALL_SEQUENCES,
+    }
+    replaced = kinds.get(words[2] if len(words) > 2 else "", SMALL_TASK)
     if words[1] != "train" or "--resume" in words:
         return words
     kept, skipping = [], False

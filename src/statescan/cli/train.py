@@ -1,5 +1,5 @@
-"""Train models: on text (`language`), to classify sequences (`sequence`), on generated tasks (`synthetic`), to act with
-memory (`reinforcement`).
+"""Train models: on text (`language`), to classify sequences (`sequence`), on generated tasks (`synthetic`), to forecast
+series (`forecast`), to act with memory (`reinforcement`).
 
 examples:
   statescan train language --data book.txt --model mamba_tiny --steps 1000 --out runs/book
@@ -8,6 +8,7 @@ examples:
   statescan train sequence --data digits --model s4d_tiny --out runs/digits
   statescan train sequence --data words_TRAIN.ts --test-data words_TEST.ts --model s5_tiny --out runs/words
   statescan train synthetic --task induction_heads --out runs/induction
+  statescan train forecast --data weather.csv --history 96 --horizon 24 --season 24 --out runs/weather
   statescan train reinforcement --environment repeat_previous --core s5 --out runs/repeat
 """
 
@@ -20,11 +21,13 @@ import tyro
 
 from statescan.cli import _print
 from statescan.tasks import (
+    ForecastTraining,
     LanguageTraining,
     ReinforcementTraining,
     SequenceTraining,
     SyntheticTraining,
     first_process,
+    train_forecast,
     train_language,
     train_reinforcement,
     train_sequence,
@@ -32,6 +35,7 @@ from statescan.tasks import (
 )
 
 if TYPE_CHECKING:
+    from statescan.tasks import ForecastResult
     from statescan.tasks._fit import TrainingResult
     from statescan.tasks.reinforcement import ReinforcementResult
 
@@ -66,6 +70,16 @@ def synthetic(settings: Annotated[SyntheticTraining, tyro.conf.arg(name="")], *,
     _report(train_synthetic(settings), json)
 
 
+def forecast(settings: Annotated[ForecastTraining, tyro.conf.arg(name="")], *, json: bool = False) -> None:
+    """Train a model to forecast the columns of a table, and compare it with simple baselines.
+
+    Args:
+        settings: of the run.
+        json: print data instead of a table.
+    """
+    _report(train_forecast(settings), json)
+
+
 def reinforcement(settings: Annotated[ReinforcementTraining, tyro.conf.arg(name="")], *, json: bool = False) -> None:
     """Train an agent on an environment that needs memory.
 
@@ -76,17 +90,28 @@ def reinforcement(settings: Annotated[ReinforcementTraining, tyro.conf.arg(name=
     _report(train_reinforcement(settings), json)
 
 
-def _report(result: TrainingResult | ReinforcementResult, json: bool) -> None:
+def _report(result: TrainingResult | ForecastResult | ReinforcementResult, json: bool) -> None:
     if not first_process():
         return
     plain = dataclasses.asdict(result)
     if json:
         _print.as_json(plain)
         return
+    scores = plain.pop("scores", {})
     numbers = plain.pop("validation") | {f"test_{name}": value for name, value in plain.pop("test", {}).items()}
     rows = [(name.replace("_", " "), f"{value:.4f}") for name, value in numbers.items()]
     rows += [(name, f"{value:,.0f}" if isinstance(value, float) else str(value)) for name, value in plain.items()]
     _print.table("training", ("what", "result"), rows)
+    if scores:
+        measures = ("mse", "mae", "mase")
+        methods = [(name, *(f"{score[measure]:.4f}" for measure in measures)) for name, score in scores.items()]
+        _print.table("test part", ("method", *(measure.upper() for measure in measures)), methods)
 
 
-COMMANDS = {"language": language, "sequence": sequence, "synthetic": synthetic, "reinforcement": reinforcement}
+COMMANDS = {
+    "language": language,
+    "sequence": sequence,
+    "synthetic": synthetic,
+    "forecast": forecast,
+    "reinforcement": reinforcement,
+}

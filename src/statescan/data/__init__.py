@@ -4,6 +4,7 @@ from statescan.data._copying import Copying, SelectiveCopying, copying
 from statescan.data._induction import InductionHead, InductionHeads, induction_head_sequences
 from statescan.data._listops import LISTOPS_VOCABULARY, ListOps, evaluate_listops, listops_tokens, listops_value
 from statescan.data._long_context import Passkey, PhoneBook
+from statescan.data._pathfinder import PATHFINDER, PathfinderImage, PathfinderSettings, pathfinder, pathfinder_batch
 from statescan.data._recall import (
     AssociativeRecall,
     MultiQueryRecall,
@@ -11,6 +12,7 @@ from statescan.data._recall import (
     multi_query_recall,
 )
 from statescan.data._sequences import SEQUENCE_DATA, LabelledSequences, SequenceBatch, listops, read_sequences
+from statescan.data._series import ForecastBatch, Series, SeriesWindows, check_fractions, read_series, shown_time
 from statescan.data._signals import adding, delay
 from statescan.data._synthetic import IGNORED, SyntheticBatch, SyntheticTask, batch_seed
 from statescan.data._tasks import SYNTHETIC_TASKS, synthetic_task
@@ -30,11 +32,13 @@ __all__ = [
     "ENVIRONMENTS",
     "IGNORED",
     "LISTOPS_VOCABULARY",
+    "PATHFINDER",
     "SEQUENCE_DATA",
     "SYNTHETIC_TASKS",
     "AssociativeRecall",
     "ContinuedOrder",
     "Copying",
+    "ForecastBatch",
     "HubSource",
     "InductionHead",
     "InductionHeads",
@@ -43,11 +47,15 @@ __all__ = [
     "MemoryEnvironment",
     "MultiQueryRecall",
     "Passkey",
+    "PathfinderImage",
+    "PathfinderSettings",
     "PhoneBook",
     "RepeatPrevious",
     "SelectiveCopying",
     "SequenceBatch",
     "SequentialOrder",
+    "Series",
+    "SeriesWindows",
     "ShuffledOrder",
     "StatelessCartPole",
     "SyntheticBatch",
@@ -60,6 +68,7 @@ __all__ = [
     "as_gymnasium",
     "associative_recall_sequences",
     "batch_seed",
+    "check_fractions",
     "copying",
     "delay",
     "evaluate_listops",
@@ -70,8 +79,12 @@ __all__ = [
     "listops_value",
     "memory_environment",
     "multi_query_recall",
+    "pathfinder",
+    "pathfinder_batch",
     "read_sequences",
+    "read_series",
     "read_text",
+    "shown_time",
     "synthetic_task",
     "text_files",
     "tokenize",

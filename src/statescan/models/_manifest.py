@@ -37,6 +37,9 @@ MANIFEST: dict[str, Entry] = {
     "seqboat": Entry("statescan.models.seqboat", ("seqboat_tiny", "seqboat_cifar")),
     "spacetime": Entry("statescan.models.spacetime", ("spacetime_tiny", "spacetime_1_block", "spacetime_2_blocks")),
     "hybrid": Entry("statescan.models.hybrid", ("transformer_tiny", "transformer_small", "hybrid_tiny")),
+    "forecaster": Entry(
+        "statescan.models.forecaster", ("forecaster_tiny", "forecaster_small", "forecaster_mamba2_tiny")
+    ),
     "classifier": Entry("statescan.models.classifier", ("classifier_tiny", "transformer_classifier_tiny")),
     "s5": Entry(
         "statescan.models.s5",

@@ -2,12 +2,15 @@
 
 from statescan.tasks._run_folder import first_process
 from statescan.tasks.evaluation import LanguageScore, evaluate_language
+from statescan.tasks.forecasting import ForecastResult, ForecastTraining, forecast_series, train_forecast
 from statescan.tasks.language import LanguageTraining, train_language
 from statescan.tasks.reinforcement import ReinforcementTraining, train_reinforcement
 from statescan.tasks.sequence import SequenceTraining, train_sequence
 from statescan.tasks.synthetic import SyntheticTraining, train_synthetic
 
 __all__ = [
+    "ForecastResult",
+    "ForecastTraining",
     "LanguageScore",
     "LanguageTraining",
     "ReinforcementTraining",
@@ -15,6 +18,8 @@ __all__ = [
     "SyntheticTraining",
     "evaluate_language",
     "first_process",
+    "forecast_series",
+    "train_forecast",
     "train_language",
     "train_reinforcement",
     "train_sequence",

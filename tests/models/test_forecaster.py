@@ -11,12 +11,17 @@ import torch
 import statescan
 
 
-def build(**options: Any) -> Any:
+SMALL = {"mamba2": {"state_dim": 4, "head_dim": 8}}
+
+
+def build(**fields: Any) -> Any:
     torch.manual_seed(0)
-    return statescan.create_model("forecaster_tiny", **{"channels": 3, "horizon": 5, "dim": 16, **options}).eval()
+    options = SMALL.get(fields.get("mixer", ""), {})
+    given = {"channels": 3, "horizon": 5, "dim": 16, "options": options, **fields}
+    return statescan.create_model("forecaster_tiny", **given).eval()
 
 
-@pytest.mark.parametrize("mixer", ["mamba", "mamba2"])
+@pytest.mark.parametrize("mixer", ["mamba", "mamba2", "s4d", "s5", "h3"])
 def test_shapes_and_gradients(mixer: str) -> None:
     model = build(mixer=mixer, mlp_dim=8)
     x = torch.randn(2, 30, 3)
@@ -45,7 +50,7 @@ def test_level_and_scale_of_a_window_pass_through() -> None:
     assert torch.isfinite(model.forecast(still)).all()
 
 
-@pytest.mark.parametrize("mixer", ["mamba", "mamba2"])
+@pytest.mark.parametrize("mixer", ["mamba", "mamba2", "s4d", "s5", "h3"])
 @pytest.mark.parametrize(("dtype", "length", "tolerance"), [(torch.float32, 512, 1e-4), (torch.float64, 64, 1e-9)])
 def test_whole_chunks_and_steps_agree(mixer: str, dtype: torch.dtype, length: int, tolerance: float) -> None:
     model = build(mixer=mixer, window_norm=False).to(dtype)
@@ -70,7 +75,7 @@ def test_saved_and_loaded(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: build(mixer="lstm"), "mixer: unknown 'lstm'; known: mamba, mamba2"),
+        (lambda: build(mixer="lsmt"), "mixer: unknown 'lsmt'; nearest: 'lstm'"),
         (lambda: build(horizon=0), "horizon: a positive whole number, got 0"),
         (lambda: build(dropout=1.0), "dropout: expected a fraction from 0 to below 1, got 1.0"),
         (lambda: build()(torch.zeros(2, 8, 4)), "x: expected (batch, length, channels) of 3 channels and at least one"),

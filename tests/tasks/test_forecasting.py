@@ -23,7 +23,7 @@ from statescan.tasks.forecasting import ForecastBatches, squared_error
 pytest.importorskip("pytorch_lightning")
 
 SMALL: dict[str, Any] = dict(
-    set=("dim=8", "depth=1", "state_dim=4"),
+    set=("dim=8", "depth=1", "options.state_dim=4"),
     history=24,
     horizon=6,
     season=12,
@@ -178,7 +178,7 @@ def test_from_the_command_line(table: Path, tmp_path: Path, capsys: pytest.Captu
         (dict(fractions=(0.5, 0.5)), "fractions: expected two positive numbers whose sum is less than 1"),
         (dict(model="mamba_tiny"), "model: 'mamba_tiny' does not forecast numbers; forecaster_mamba2_tiny,"),
         (dict(model="forecaster_tinny"), "unknown model 'forecaster_tinny'; nearest: 'forecaster_tiny'"),
-        (dict(set=("mixer=lstm",)), "mixer: unknown 'lstm'; known: mamba, mamba2"),
+        (dict(mixer="lsmt"), "mixer: unknown 'lsmt'; nearest: 'lstm'"),
         (dict(history=250), "series: 300 rows are too few: its train part has 210, fewer than history 250 + horizon 6"),
     ],
 )

@@ -6,33 +6,25 @@ by its own mean and deviation, undone on the forecast, is that of Kim et al. 202
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from statescan.layers import (
+    UNDECAYED,
     GatedMLP,
-    Mamba,
-    Mamba2,
     ResidualBlock,
     ResidualStack,
     State,
+    build_mixer,
     build_norm,
+    check_mixer,
     initialise_language_model,
 )
 from statescan.models._model import Model
 from statescan.models._registry import Family
-
-#: Mixers by name, each made from a `ForecasterConfig`.
-MIXERS: dict[str, Callable[[Any], nn.Module]] = {
-    "mamba": lambda config: Mamba(config.dim, state_dim=config.state_dim, expand=config.expand),
-    "mamba2": lambda config: Mamba2(
-        config.dim, state_dim=config.state_dim, head_dim=config.head_dim, expand=config.expand
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -44,10 +36,8 @@ class ForecasterConfig:
         horizon: points in time that are forecast at once.
         dim: width of the residual stream.
         depth: blocks.
-        mixer: ``mamba`` or ``mamba2``.
-        state_dim: states a channel (mamba) or a head (mamba2).
-        expand: inner width of a mixer over `dim`.
-        head_dim: channels of a head (mamba2).
+        mixer: its name (`layers.MIXERS`).
+        options: its options where they differ from the defaults.
         mlp_dim: hidden channels of a gated MLP after every mixer; 0: none.
         dropout: fraction of the embedded and of the last features that is set to zero in training.
         window_norm: normalise each window by its own mean and deviation, and undo that on the forecast. Better where the
@@ -60,9 +50,7 @@ class ForecasterConfig:
     dim: int = 64
     depth: int = 2
     mixer: str = "mamba"
-    state_dim: int = 16
-    expand: float = 2
-    head_dim: int = 16
+    options: dict[str, Any] = field(default_factory=dict)
     mlp_dim: int = 0
     dropout: float = 0.0
     window_norm: bool = True
@@ -70,12 +58,11 @@ class ForecasterConfig:
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        for name in ("channels", "horizon", "dim", "depth", "state_dim", "head_dim"):
+        for name in ("channels", "horizon", "dim", "depth"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: a positive whole number, got {value!r}")
-        if self.mixer not in MIXERS:
-            raise ValueError(f"mixer: unknown {self.mixer!r}; known: {', '.join(MIXERS)}")
+        check_mixer(self.mixer, self.options)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: expected a fraction from 0 to below 1, got {self.dropout}")
 
@@ -88,6 +75,7 @@ class Forecaster(Model):
     """
 
     family = "forecaster"
+    undecayed = UNDECAYED
 
     def __init__(self, config: ForecasterConfig):
         super().__init__(config)
@@ -99,7 +87,11 @@ class Forecaster(Model):
                 channel_mixer = GatedMLP(config.dim, config.mlp_dim, multiple_of=1, bias=False)
                 channel_norm = build_norm(config.norm, config.dim, config.norm_eps)
             norm = build_norm(config.norm, config.dim, config.norm_eps)
-            blocks.append(ResidualBlock(MIXERS[config.mixer](config), norm, channel_mixer, channel_norm))
+            blocks.append(
+                ResidualBlock(
+                    build_mixer(config.mixer, config.dim, **config.options), norm, channel_mixer, channel_norm
+                )
+            )
         self.stack = ResidualStack(blocks, residual_in_float32=False)
         self.norm: Any = build_norm(config.norm, config.dim, config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
@@ -184,7 +176,7 @@ class Forecaster(Model):
 VARIANTS: dict[str, dict[str, Any]] = {
     "forecaster_tiny": dict(dim=32, depth=2),
     "forecaster_small": dict(dim=128, depth=4),
-    "forecaster_mamba2_tiny": dict(dim=32, depth=2, mixer="mamba2"),
+    "forecaster_mamba2_tiny": dict(dim=32, depth=2, mixer="mamba2", options=dict(state_dim=16, head_dim=16)),
 }
 
 

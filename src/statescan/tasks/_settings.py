@@ -147,6 +147,10 @@ def build(settings: TrainingSettings, **defaults: Any) -> Any:
     if settings.mixer is None:
         return create_model(settings.model, **fields)
     config = model_info(settings.model).config
+    if hasattr(config, "mixer"):
+        return create_model(
+            settings.model, **(fields | {"mixer": settings.mixer, "options": fields.get("options", {})})
+        )
     if hasattr(config, "classes"):
         kept = {name: getattr(config, name) for name in ("dim", "depth", "norm", "prenorm", "dropout")}
         return create_model("classifier_tiny", **(kept | {"mixer": settings.mixer} | fields))

@@ -10,7 +10,6 @@ import torch
 
 import statescan
 
-
 SMALL = {"mamba2": {"state_dim": 4, "head_dim": 8}}
 
 

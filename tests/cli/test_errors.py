@@ -104,7 +104,12 @@ def test_interrupted_from_the_keyboard(tmp_path):
     (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 400)
     command = "train language --data text.txt --out run --steps 1000000 --set dim=16 depth=1 --log-every 1"
     running = subprocess.Popen(
-        [sys.executable, "-m", "statescan", *command.split()], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "statescan", *command.split()],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Where these tests run in the background, interrupts are ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     metrics = tmp_path / "run" / "metrics.csv"
     for _ in range(600):

@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import itertools
 import shutil
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -118,6 +120,14 @@ def curve(out: Path) -> tuple[list[int], list[float]]:
     return [int(row["step"]) for row in rows], [float(row["validation_accuracy"]) for row in rows]
 
 
+def speed(out: Path) -> float:
+    """Optimiser steps a second: the median over ten of them."""
+    with (out / "speed.csv").open() as file:
+        rows = [(float(row["step"]), float(row["seconds"])) for row in csv.DictReader(file)]
+    steps = [now[0] - before[0] for before, now in itertools.pairwise(rows)]
+    return statistics.median(count / row[1] for count, row in zip(steps, rows[1:], strict=True))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=TASKS)
@@ -129,9 +139,8 @@ def main() -> None:
     rows, curves = [], {}
     for name, dim in widths(task).items():
         place = options.out / f"{options.task}-{name.lower()}"
-        short = train(task, name, dim, place / "timing", steps=20, rate=RATES[0])
-        longer = train(task, name, dim, place / "timing", steps=60, rate=RATES[0])
-        steps_a_second = 40 / max(1e-3, longer["seconds"] - short["seconds"])
+        train(task, name, dim, place / "timing", steps=200, rate=RATES[0])
+        steps_a_second = speed(place / "timing")
         trial = max(20, int(steps_a_second * seconds / 10 / len(RATES)))
         scores = {
             rate: train(task, name, dim, place / f"rate-{rate}", steps=trial, rate=rate)["accuracy"] for rate in RATES

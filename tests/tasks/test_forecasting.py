@@ -179,6 +179,7 @@ def test_from_the_command_line(table: Path, tmp_path: Path, capsys: pytest.Captu
         (dict(model="mamba_tiny"), "model: 'mamba_tiny' does not forecast numbers; forecaster_mamba2_tiny,"),
         (dict(model="forecaster_tinny"), "unknown model 'forecaster_tinny'; nearest: 'forecaster_tiny'"),
         (dict(mixer="lsmt"), "mixer: unknown 'lsmt'; nearest: 'lstm'"),
+        (dict(model="spacetime_tiny", mixer="s4d", set=()), "mixer: 'spacetime_tiny' has parts of its own"),
         (dict(history=250), "series: 300 rows are too few: its train part has 210, fewer than history 250 + horizon 6"),
     ],
 )

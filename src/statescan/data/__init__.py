@@ -11,7 +11,7 @@ from statescan.data._recall import (
     associative_recall_sequences,
     multi_query_recall,
 )
-from statescan.data._sequences import SEQUENCE_DATA, LabelledSequences, SequenceBatch, listops, read_sequences
+from statescan.data._sequences import SEQUENCE_DATA, LabelledSequences, SequenceBatch, read_sequences
 from statescan.data._series import ForecastBatch, Series, SeriesWindows, check_fractions, read_series, shown_time
 from statescan.data._signals import adding, delay
 from statescan.data._synthetic import IGNORED, SyntheticBatch, SyntheticTask, batch_seed
@@ -74,7 +74,6 @@ __all__ = [
     "evaluate_listops",
     "fingerprint",
     "induction_head_sequences",
-    "listops",
     "listops_tokens",
     "listops_value",
     "memory_environment",

@@ -5,7 +5,6 @@ Arora et al. 2024, "Simple linear attention language models balance the recall-t
 
 from __future__ import annotations
 
-import itertools
 from typing import Literal
 
 import torch
@@ -16,6 +15,7 @@ from statescan import ops
 from statescan.layers._convolution import CausalConv1d
 from statescan.layers._precision import widened
 from statescan.layers._rotary import rotate
+from statescan.layers._segments import walk_segments
 from statescan.layers._state import State
 
 
@@ -167,7 +167,7 @@ class SlidingAttention(nn.Module):
     ) -> tuple[Tensor, State]:
         """x (batch, length, dim) -> output of the same shape, and the state after it; resets, offsets as in `ops`."""
         if offsets is not None:
-            return self._packed(x, state, offsets)
+            return walk_segments(lambda part, before: self(part, before), x, state or None, offsets=offsets)
         batch, length, _ = x.shape
         before = state or self.initial_state(batch, dtype=x.dtype, device=x.device)
         projected = self.input_projection(x)
@@ -237,13 +237,6 @@ class SlidingAttention(nn.Module):
         seen = (j >= i) & (j <= i + window) & ((place >= own[..., None]) | padded)
         context = F.scaled_dot_product_attention(queries, keys, values, seen[:, None], scale=self.scale)
         return context.flatten(2, 3)[:, :, :length].transpose(1, 2).flatten(-2)
-
-    def _packed(self, x: Tensor, state: State | None, offsets: Tensor) -> tuple[Tensor, State]:
-        results = [
-            self(x[:, start:end], state.select([index]) if state else None)
-            for index, (start, end) in enumerate(itertools.pairwise(offsets.tolist()))
-        ]
-        return torch.cat([y for y, _ in results], dim=1), State.concatenate([after for _, after in results])
 
 
 class BaseConv(nn.Module):

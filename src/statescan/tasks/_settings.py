@@ -139,7 +139,11 @@ def demand(settings: TrainingSettings, field: str, kind: str, instead: str) -> N
 
 
 def build(settings: TrainingSettings, **defaults: Any) -> Any:
-    """The model with fresh weights, which depend on the seed alone; `set` goes before `defaults`."""
+    """The model with fresh weights, which depend on the seed alone; `set` goes before `defaults`.
+
+    Raises:
+        ValueError: for a name, a field or a mixer that does not exist, or a model whose mixer cannot be exchanged.
+    """
     import torch
 
     torch.manual_seed(settings.seed)
@@ -154,6 +158,8 @@ def build(settings: TrainingSettings, **defaults: Any) -> Any:
     if hasattr(config, "classes"):
         kept = {name: getattr(config, name) for name in ("dim", "depth", "norm", "prenorm", "dropout")}
         return create_model("classifier_tiny", **(kept | {"mixer": settings.mixer} | fields))
+    if not hasattr(config, "padded_vocab_size"):
+        raise ValueError(f"mixer: {settings.model!r} has parts of its own in place of one; leave --mixer out")
     kept = {name: getattr(config, name) for name in ("dim", "depth", "vocab_size")}
     dim = fields.get("dim", kept["dim"])
     heads = max(1, dim // 64)

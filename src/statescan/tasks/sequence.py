@@ -139,13 +139,6 @@ def train_sequence(settings: SequenceTraining) -> TrainingResult:
     learn, tried = data.read_sequences(
         settings.data, test=settings.test_data, test_fraction=settings.test_fraction, seed=settings.seed
     )
-    return train_on(settings, folder, learn, tried)
-
-
-def train_on(
-    settings: SequenceTraining, folder: RunFolder, learn: data.LabelledSequences, tried: data.LabelledSequences
-) -> TrainingResult:
-    """As `train_sequence`, on sequences at hand."""
     learn, tried = learn.standardised(learn), tried.standardised(learn)
     regression = not learn.classes
     shift, scale = torch.zeros(1), torch.ones(1)

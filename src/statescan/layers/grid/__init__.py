@@ -1,0 +1,45 @@
+"""Parts of image backbones: mixers of grids (batch, height, width, channels) and what stands around them."""
+
+from statescan.layers.grid._parts import (
+    ConvolutionNorm,
+    DropPath,
+    GridBatchNorm,
+    GridBlock,
+    GridConvolution,
+    SqueezeExcite,
+    depthwise,
+    drop_path_rates,
+    fold_norms,
+    grid_activation,
+    resize_grid,
+)
+from statescan.layers.grid._patches import (
+    ConvolutionDownsample,
+    OverlappingStem,
+    PatchEmbedding,
+    PatchMerging,
+    PositionGrid,
+)
+from statescan.layers.grid._route_scan import RouteScan
+from statescan.layers.grid._ss2d import SS2D
+
+__all__ = [
+    "SS2D",
+    "ConvolutionDownsample",
+    "ConvolutionNorm",
+    "DropPath",
+    "GridBatchNorm",
+    "GridBlock",
+    "GridConvolution",
+    "OverlappingStem",
+    "PatchEmbedding",
+    "PatchMerging",
+    "PositionGrid",
+    "RouteScan",
+    "SqueezeExcite",
+    "depthwise",
+    "drop_path_rates",
+    "fold_norms",
+    "grid_activation",
+    "resize_grid",
+]

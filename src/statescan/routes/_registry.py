@@ -1,0 +1,46 @@
+"""Routes by name."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+
+from statescan.routes import _walks
+from statescan.routes._route import Route, Rule
+
+_ROUTES: dict[str, Route] = {}
+
+
+def register(name: str, rule: Rule) -> Route:
+    """Add a route: a function (height, width) -> cell indices in visiting order, one array or one a walk.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if name in _ROUTES:
+        raise ValueError(f"route {name!r} exists already")
+    _ROUTES[name] = Route(name, rule)
+    return _ROUTES[name]
+
+
+def get(name: str | Route) -> Route:
+    """The route `name`; a route is given back as it is.
+
+    Raises:
+        ValueError: there is none of that name; the nearest is named.
+    """
+    if isinstance(name, Route):
+        return name
+    if name not in _ROUTES:
+        near = get_close_matches(name, _ROUTES, n=1)
+        hint = f"; nearest: {near[0]!r}" if near else ""
+        raise ValueError(f"route: unknown {name!r}{hint}; known: {', '.join(names())}")
+    return _ROUTES[name]
+
+
+def names() -> list[str]:
+    """Names of all routes, sorted."""
+    return sorted(_ROUTES)
+
+
+for _name, _rule in _walks.RULES.items():
+    register(_name, _rule)

@@ -6,6 +6,7 @@ import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from statescan import ops
@@ -62,9 +63,33 @@ class RouteScan(nn.Module):
         self.A_log = nn.Parameter(rates)
 
     def forward(self, grid: Tensor, route: Route) -> Tensor:
-        """Walk a grid (batch, height, width, channels), scan, and put back: the sum over walks, of the same shape."""
-        height, width = grid.shape[1:3]
-        return route.merge(self.scan(route.walk(grid)), height, width)
+        """Scan a grid (batch, height, width, channels) along a route: the sum over walks, of the same shape."""
+        return self.walks_of(grid, route).sum(3)
+
+    def walks_of(self, grid: Tensor, route: Route) -> Tensor:
+        """What each walk leaves at each cell, (batch, height, width, walks, channels); zero where it never comes."""
+        batch, height, width, channels = grid.shape
+        if channels != self.channels or route.walks != self.walks:
+            raise ValueError(
+                f"grid: {self.channels} channels and a route of {self.walks} walks, got {channels} and {route.walks}"
+            )
+        cells = grid.reshape(batch, height * width, channels)
+        # A position's projections do not depend on the walk's order: they are made where the cells lie.
+        selected = F.linear(cells, self.selection_weight.to(cells.dtype).flatten(0, 1)).unflatten(2, (self.walks, -1))
+        dt, B, C = selected.split([self.dt_rank, self.state_dim, self.state_dim], dim=-1)
+        delta = torch.einsum("bckr,ker->bcke", dt, self.delta_weight.to(dt.dtype))
+        y = ops.route_scan(
+            cells,
+            delta,
+            -torch.exp(widen(self.A_log)),
+            B,
+            C,
+            widen(self.D),
+            order=route.table(height, width, grid.device),
+            delta_bias=widen(self.delta_bias).flatten(),
+            delta_softplus=True,
+        )
+        return y.unflatten(1, (height, width))
 
     def scan(self, sequences: Tensor) -> Tensor:
         """Scan sequences (batch, length, walks, channels), the same shape out."""

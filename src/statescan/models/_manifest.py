@@ -96,4 +96,22 @@ MANIFEST: dict[str, Entry] = {
         ("h3_tiny", "h3_125m", "h3_355m", "h3_1.3b", "h3_2.7b", "h3_2.7b_rotary"),
     ),
     "s4nd": Entry("statescan.models.s4nd", ("s4nd_tiny", "s4nd_cifar")),
+    "vmamba": Entry(
+        "statescan.models.vmamba",
+        (
+            "vmamba_tiny",
+            "vmamba_tiny_s1l8",
+            "vmamba_small_s1l20",
+            "vmamba_base_s1l20",
+            "vmamba_tiny_s2l5",
+            "vmamba_small_s2l15",
+            "vmamba_base_s2l15",
+            "vanilla_vmamba_tiny",
+            "vanilla_vmamba_small",
+            "vanilla_vmamba_base",
+            "vmamba_tiny_m2",
+            "vmamba_small_m2",
+            "vmamba_base_m2",
+        ),
+    ),
 }

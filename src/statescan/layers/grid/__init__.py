@@ -1,5 +1,6 @@
 """Parts of image backbones: mixers of grids (batch, height, width, channels) and what stands around them."""
 
+from statescan.layers.grid._cascade_scan import CascadeScan
 from statescan.layers.grid._parts import (
     ConvolutionNorm,
     DropPath,
@@ -21,10 +22,12 @@ from statescan.layers.grid._patches import (
     PositionGrid,
 )
 from statescan.layers.grid._route_scan import RouteScan
+from statescan.layers.grid._route_ssd import RouteSSD
 from statescan.layers.grid._ss2d import SS2D
 
 __all__ = [
     "SS2D",
+    "CascadeScan",
     "ConvolutionDownsample",
     "ConvolutionNorm",
     "DropPath",
@@ -35,6 +38,7 @@ __all__ = [
     "PatchEmbedding",
     "PatchMerging",
     "PositionGrid",
+    "RouteSSD",
     "RouteScan",
     "SqueezeExcite",
     "depthwise",

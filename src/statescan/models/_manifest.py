@@ -114,4 +114,9 @@ MANIFEST: dict[str, Entry] = {
             "vmamba_base_m2",
         ),
     ),
+    "efficient_vmamba": Entry(
+        "statescan.models.efficient_vmamba",
+        ("efficient_vmamba_tiny", "efficient_vmamba_t", "efficient_vmamba_s", "efficient_vmamba_b"),
+    ),
+    "msvmamba": Entry("statescan.models.msvmamba", ("msvmamba_tiny", "msvmamba_n", "msvmamba_m", "msvmamba_t")),
 }

@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from statescan.layers import grid
-from statescan.models._names import Reshape, Rule
+from statescan.models._names import Reshape, Rule, prefixed
+from statescan.models._registry import Tensors
 from statescan.models._vision import VisionConfig
 
 #: Norms by name: over the channels of each cell, or over batch and grid.
@@ -131,3 +132,56 @@ HEAD_RULES: list[Rule] = [
     ("classifier.head.*", "head.*"),
     ("outnorm{}.*", "feature_norms.{}.*"),
 ]
+#: Published names of an SS2D with a gate or without, and ours.
+SS2D_RULES: list[Rule] = [
+    ("in_proj.*", "input_projection.*"),
+    ("conv2d.*", "convolution.*"),
+    ("x_proj_weight", "scan.selection_weight"),
+    ("dt_projs_weight", "scan.delta_weight"),
+    ("dt_projs_bias", "scan.delta_bias"),
+    ("A_logs", "scan.A_log"),
+    ("Ds", "scan.D"),
+    ("out_norm.*", "output_norm.*"),
+    ("out_proj.*", "output_projection.*"),
+]
+#: Published names of what stands around a mixer in a block.
+BLOCK_RULES: list[Rule] = [
+    ("norm.*", "norm.*"),
+    ("norm2.*", "channel_norm.*"),
+    ("mlp.fc1.*", "channel_mixer.input_projection.*"),
+    ("mlp.fc2.*", "channel_mixer.output_projection.*"),
+]
+BLOCK = ("layers.{}.blocks.{}.", "stages.{}.blocks.{}.")
+
+
+def pyramid_rules(config: PyramidConfig, mixer: list[Rule]) -> list[Rule]:
+    """Published names of a whole model whose blocks have a mixer of these names."""
+    return [
+        ("pos_embed", "position.weight", CHANNELS_LAST),
+        *stem_rules(config),
+        *prefixed(prefixed(mixer, "op.", "mixer."), *BLOCK),
+        *prefixed(BLOCK_RULES, *BLOCK),
+        *downsample_rules(config),
+        *HEAD_RULES,
+    ]
+
+
+_EARLIER = (
+    ("patch_embed.proj.", "patch_embed.0."),
+    ("patch_embed.norm.", "patch_embed.2."),
+    (".ln_1.", ".norm."),
+    (".self_attention.", ".op."),
+)
+
+
+def upgrade(tensors: Tensors) -> Tensors:
+    """Names and forms of earlier releases: other prefixes, and linear weights kept as 1 x 1 convolutions."""
+    out = {}
+    for name, tensor in tensors.items():
+        for old, new in _EARLIER:
+            name = name.replace(old, new)
+        if name.startswith(("norm.", "head.")):
+            name = f"classifier.{name}"
+        linear = name.endswith(("in_proj.weight", "out_proj.weight", "fc1.weight", "fc2.weight", "reduction.weight"))
+        out[name] = tensor.flatten(1) if linear and tensor.ndim == 4 else tensor
+    return out

@@ -1,6 +1,8 @@
 """Parts of image backbones: mixers of grids (batch, height, width, channels) and what stands around them."""
 
 from statescan.layers.grid._cascade_scan import CascadeScan
+from statescan.layers.grid._channel_mixers import ChannelGate, ConvolutionMLP, InvertedResidual
+from statescan.layers.grid._multiscale import MultiScaleSS2D
 from statescan.layers.grid._parts import (
     ConvolutionNorm,
     DropPath,
@@ -28,12 +30,16 @@ from statescan.layers.grid._ss2d import SS2D
 __all__ = [
     "SS2D",
     "CascadeScan",
+    "ChannelGate",
     "ConvolutionDownsample",
+    "ConvolutionMLP",
     "ConvolutionNorm",
     "DropPath",
     "GridBatchNorm",
     "GridBlock",
     "GridConvolution",
+    "InvertedResidual",
+    "MultiScaleSS2D",
     "OverlappingStem",
     "PatchEmbedding",
     "PatchMerging",

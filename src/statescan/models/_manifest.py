@@ -119,4 +119,11 @@ MANIFEST: dict[str, Entry] = {
         ("efficient_vmamba_tiny", "efficient_vmamba_t", "efficient_vmamba_s", "efficient_vmamba_b"),
     ),
     "msvmamba": Entry("statescan.models.msvmamba", ("msvmamba_tiny", "msvmamba_n", "msvmamba_m", "msvmamba_t")),
+    "local_vmamba": Entry(
+        "statescan.models.local_vmamba",
+        ("local_vmamba_tiny", "local_vmamba_search", "local_vmamba_t", "local_vmamba_s"),
+    ),
+    "res_vmamba": Entry(
+        "statescan.models.res_vmamba", ("res_vmamba_tiny", "res_vmamba_t", "res_vmamba_s", "res_vmamba_b")
+    ),
 }

@@ -209,9 +209,8 @@ class VMamba(HierarchicalModel):
         return build_mixer(config, dim)
 
 
-@lru_cache(maxsize=16)
-def names(config: VMambaConfig) -> Names:
-    """Published names of a VMamba, and ours."""
+def rules(config: VMambaConfig) -> list[Rule]:
+    """Published names of a VMamba, and ours, as patterns."""
     forms: list[Rule] = []
     if config.scan == "ssd":
         forms.append(("conv2d.1.*", "convolution.*"))
@@ -219,7 +218,13 @@ def names(config: VMambaConfig) -> Names:
         forms.append(("out_norm.1.*", "output_norm.*"))
     if config.output_norm == "layer_norm_depthwise":
         forms += [("out_norm.0.*", "output_norm.0.*"), ("out_norm.2.*", "output_norm.1.*")]
-    return Names(pyramid_rules(config, forms + SS2D_RULES))
+    return pyramid_rules(config, forms + SS2D_RULES)
+
+
+@lru_cache(maxsize=16)
+def names(config: VMambaConfig) -> Names:
+    """Published names of a VMamba, and ours."""
+    return Names(rules(config))
 
 
 def from_published(tensors: Tensors, config: Any) -> Tensors:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from difflib import get_close_matches
 
 from statescan.routes import _walks
@@ -23,7 +24,9 @@ def register(name: str, rule: Rule) -> Route:
 
 
 def get(name: str | Route) -> Route:
-    """The route `name`; a route is given back as it is. Names joined by ``+`` give the walks of all, one after another.
+    """The route `name`; a route is given back as it is.
+
+    Names joined by ``+`` give the walks of all, one after another; ``windowK`` and ``windowK_flip`` exist for any K.
 
     Raises:
         ValueError: there is none of that name; the nearest is named.
@@ -33,6 +36,10 @@ def get(name: str | Route) -> Route:
     if "+" in name and name not in _ROUTES:
         first, *others = (get(part) for part in name.split("+"))
         _ROUTES[name] = sum(others, first)
+    window = re.fullmatch(r"window([1-9]\d*)(_flip)?", name)
+    if window is not None and name not in _ROUTES:
+        rule = _walks.windows(int(window[1]))
+        register(name, _walks.backwards(rule) if window[2] else rule)
     if name not in _ROUTES:
         near = get_close_matches(name, _ROUTES, n=1)
         hint = f"; nearest: {near[0]!r}" if near else ""

@@ -21,6 +21,11 @@ def column(height: int, width: int) -> np.ndarray:
     return raster(height, width).reshape(height, width).T.reshape(-1)
 
 
+def column_of_transposed(height: int, width: int) -> np.ndarray:
+    """What LocalMamba's published code takes for the way back from columns: that of a grid of width x height."""
+    return column(width, height)
+
+
 def cross(height: int, width: int) -> list[np.ndarray]:
     """Rows, columns, and both reversed. Liu et al. 2024, "VMamba", arXiv 2401.10166."""
     rows, columns = raster(height, width), column(height, width)
@@ -87,6 +92,8 @@ RULES: dict[str, Rule] = {
     "raster_reversed": backwards(raster),
     "column": column,
     "column_reversed": backwards(column),
+    "column_of_transposed": column_of_transposed,
+    "column_of_transposed_reversed": backwards(column_of_transposed),
     "cross": cross,
     "bidirectional": bidirectional,
     "raster_x4": raster_x4,

@@ -2,6 +2,7 @@
 
 from statescan.layers.grid._cascade_scan import CascadeScan
 from statescan.layers.grid._channel_mixers import ChannelGate, ConvolutionMLP, InvertedResidual
+from statescan.layers.grid._local_scan import DIRECTIONS, LocalScan, WalkMixer, legacy_return, local_route
 from statescan.layers.grid._multiscale import MultiScaleSS2D
 from statescan.layers.grid._parts import (
     ConvolutionNorm,
@@ -28,6 +29,7 @@ from statescan.layers.grid._route_ssd import RouteSSD
 from statescan.layers.grid._ss2d import SS2D
 
 __all__ = [
+    "DIRECTIONS",
     "SS2D",
     "CascadeScan",
     "ChannelGate",
@@ -39,6 +41,7 @@ __all__ = [
     "GridBlock",
     "GridConvolution",
     "InvertedResidual",
+    "LocalScan",
     "MultiScaleSS2D",
     "OverlappingStem",
     "PatchEmbedding",
@@ -47,9 +50,12 @@ __all__ = [
     "RouteSSD",
     "RouteScan",
     "SqueezeExcite",
+    "WalkMixer",
     "depthwise",
     "drop_path_rates",
     "fold_norms",
     "grid_activation",
+    "legacy_return",
+    "local_route",
     "resize_grid",
 ]

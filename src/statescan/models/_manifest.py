@@ -96,4 +96,34 @@ MANIFEST: dict[str, Entry] = {
         ("h3_tiny", "h3_125m", "h3_355m", "h3_1.3b", "h3_2.7b", "h3_2.7b_rotary"),
     ),
     "s4nd": Entry("statescan.models.s4nd", ("s4nd_tiny", "s4nd_cifar")),
+    "vmamba": Entry(
+        "statescan.models.vmamba",
+        (
+            "vmamba_tiny",
+            "vmamba_tiny_s1l8",
+            "vmamba_small_s1l20",
+            "vmamba_base_s1l20",
+            "vmamba_tiny_s2l5",
+            "vmamba_small_s2l15",
+            "vmamba_base_s2l15",
+            "vanilla_vmamba_tiny",
+            "vanilla_vmamba_small",
+            "vanilla_vmamba_base",
+            "vmamba_tiny_m2",
+            "vmamba_small_m2",
+            "vmamba_base_m2",
+        ),
+    ),
+    "efficient_vmamba": Entry(
+        "statescan.models.efficient_vmamba",
+        ("efficient_vmamba_tiny", "efficient_vmamba_t", "efficient_vmamba_s", "efficient_vmamba_b"),
+    ),
+    "msvmamba": Entry("statescan.models.msvmamba", ("msvmamba_tiny", "msvmamba_n", "msvmamba_m", "msvmamba_t")),
+    "local_vmamba": Entry(
+        "statescan.models.local_vmamba",
+        ("local_vmamba_tiny", "local_vmamba_search", "local_vmamba_t", "local_vmamba_s"),
+    ),
+    "res_vmamba": Entry(
+        "statescan.models.res_vmamba", ("res_vmamba_tiny", "res_vmamba_t", "res_vmamba_s", "res_vmamba_b")
+    ),
 }

@@ -1,5 +1,9 @@
 """Parts of image backbones: mixers of grids (batch, height, width, channels) and what stands around them."""
 
+from statescan.layers.grid._cascade_scan import CascadeScan
+from statescan.layers.grid._channel_mixers import ChannelGate, ConvolutionMLP, InvertedResidual
+from statescan.layers.grid._local_scan import DIRECTIONS, LocalScan, WalkMixer, legacy_return, local_route
+from statescan.layers.grid._multiscale import MultiScaleSS2D
 from statescan.layers.grid._parts import (
     ConvolutionNorm,
     DropPath,
@@ -21,25 +25,37 @@ from statescan.layers.grid._patches import (
     PositionGrid,
 )
 from statescan.layers.grid._route_scan import RouteScan
+from statescan.layers.grid._route_ssd import RouteSSD
 from statescan.layers.grid._ss2d import SS2D
 
 __all__ = [
+    "DIRECTIONS",
     "SS2D",
+    "CascadeScan",
+    "ChannelGate",
     "ConvolutionDownsample",
+    "ConvolutionMLP",
     "ConvolutionNorm",
     "DropPath",
     "GridBatchNorm",
     "GridBlock",
     "GridConvolution",
+    "InvertedResidual",
+    "LocalScan",
+    "MultiScaleSS2D",
     "OverlappingStem",
     "PatchEmbedding",
     "PatchMerging",
     "PositionGrid",
+    "RouteSSD",
     "RouteScan",
     "SqueezeExcite",
+    "WalkMixer",
     "depthwise",
     "drop_path_rates",
     "fold_norms",
     "grid_activation",
+    "legacy_return",
+    "local_route",
     "resize_grid",
 ]

@@ -91,24 +91,25 @@ class RouteScan(nn.Module):
         )
         return y.unflatten(1, (height, width))
 
-    def scan(self, sequences: Tensor) -> Tensor:
-        """Scan sequences (batch, length, walks, channels), the same shape out."""
+    def scan(self, sequences: Tensor, which: slice = slice(None)) -> Tensor:
+        """Scan sequences (batch, length, walks, channels), the same shape out; `which` chooses some of the walks."""
         batch, length, walks, channels = sequences.shape
-        if walks != self.walks or channels != self.channels:
+        expected = len(range(self.walks)[which])
+        if walks != expected or channels != self.channels:
             raise ValueError(
-                f"sequences: (batch, length, {self.walks} walks, {self.channels} channels), got {tuple(sequences.shape)}"
+                f"sequences: (batch, length, {expected} walks, {self.channels} channels), got {tuple(sequences.shape)}"
             )
-        selected = torch.einsum("blke,kre->blkr", sequences, self.selection_weight.to(sequences.dtype))
+        selected = torch.einsum("blke,kre->blkr", sequences, self.selection_weight[which].to(sequences.dtype))
         dt, B, C = selected.split([self.dt_rank, self.state_dim, self.state_dim], dim=-1)
-        delta = torch.einsum("blkr,ker->blke", dt, self.delta_weight.to(dt.dtype))
+        delta = torch.einsum("blkr,ker->blke", dt, self.delta_weight[which].to(dt.dtype))
         y = ops.selective_scan(
             sequences.reshape(batch, length, walks * channels),
             delta.reshape(batch, length, walks * channels),
-            -torch.exp(widen(self.A_log)),
+            -torch.exp(widen(self.A_log)).unflatten(0, (self.walks, channels))[which].flatten(0, 1),
             B,
             C,
-            widen(self.D),
-            delta_bias=widen(self.delta_bias).flatten(),
+            widen(self.D).unflatten(0, (self.walks, channels))[which].flatten(),
+            delta_bias=widen(self.delta_bias)[which].flatten(),
             delta_softplus=True,
         )
         assert isinstance(y, Tensor)

@@ -96,4 +96,20 @@ MANIFEST: dict[str, Entry] = {
         ("h3_tiny", "h3_125m", "h3_355m", "h3_1.3b", "h3_2.7b", "h3_2.7b_rotary"),
     ),
     "s4nd": Entry("statescan.models.s4nd", ("s4nd_tiny", "s4nd_cifar")),
+    "mambaout": Entry(
+        "statescan.models.mambaout",
+        (
+            "mambaout_femto",
+            "mambaout_kobe",
+            "mambaout_tiny",
+            "mambaout_small",
+            "mambaout_base",
+            "mambaout_small_rw",
+            "mambaout_base_short_rw",
+            "mambaout_base_tall_rw",
+            "mambaout_base_wide_rw",
+            "mambaout_base_plus_rw",
+            "mambaout_test",
+        ),
+    ),
 }

@@ -1,11 +1,13 @@
 """Parts of image backbones: mixers of grids (batch, height, width, channels) and what stands around them."""
 
+from statescan.layers.grid._gated_convolution import GatedConvolution
 from statescan.layers.grid._parts import (
     ConvolutionNorm,
     DropPath,
     GridBatchNorm,
     GridBlock,
     GridConvolution,
+    NormLinear,
     SqueezeExcite,
     depthwise,
     drop_path_rates,
@@ -22,24 +24,44 @@ from statescan.layers.grid._patches import (
 )
 from statescan.layers.grid._route_scan import RouteScan
 from statescan.layers.grid._ss2d import SS2D
+from statescan.layers.grid._stems import (
+    ConvolutionMLP,
+    ConvolutionStem,
+    InvertedDownsample,
+    Residual,
+    ResidualStem,
+    SqueezeDownsample,
+    depthwise_norm,
+    nearest_multiple,
+)
 
 __all__ = [
     "SS2D",
     "ConvolutionDownsample",
+    "ConvolutionMLP",
     "ConvolutionNorm",
+    "ConvolutionStem",
     "DropPath",
+    "GatedConvolution",
     "GridBatchNorm",
     "GridBlock",
     "GridConvolution",
+    "InvertedDownsample",
+    "NormLinear",
     "OverlappingStem",
     "PatchEmbedding",
     "PatchMerging",
     "PositionGrid",
+    "Residual",
+    "ResidualStem",
     "RouteScan",
+    "SqueezeDownsample",
     "SqueezeExcite",
     "depthwise",
+    "depthwise_norm",
     "drop_path_rates",
     "fold_norms",
     "grid_activation",
+    "nearest_multiple",
     "resize_grid",
 ]

@@ -112,4 +112,5 @@ MANIFEST: dict[str, Entry] = {
             "mambaout_test",
         ),
     ),
+    "vssd": Entry("statescan.models.vssd", ("vssd_micro", "vssd_tiny", "vssd_small", "vssd_base", "vssd_test")),
 }

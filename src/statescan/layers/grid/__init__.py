@@ -1,5 +1,6 @@
 """Parts of image backbones: mixers of grids (batch, height, width, channels) and what stands around them."""
 
+from statescan.layers.grid._attention import GridAttention
 from statescan.layers.grid._gated_convolution import GatedConvolution
 from statescan.layers.grid._parts import (
     ConvolutionNorm,
@@ -24,6 +25,7 @@ from statescan.layers.grid._patches import (
 )
 from statescan.layers.grid._route_scan import RouteScan
 from statescan.layers.grid._ss2d import SS2D
+from statescan.layers.grid._ssd import GridSSD
 from statescan.layers.grid._stems import (
     ConvolutionMLP,
     ConvolutionStem,
@@ -43,9 +45,11 @@ __all__ = [
     "ConvolutionStem",
     "DropPath",
     "GatedConvolution",
+    "GridAttention",
     "GridBatchNorm",
     "GridBlock",
     "GridConvolution",
+    "GridSSD",
     "InvertedDownsample",
     "NormLinear",
     "OverlappingStem",

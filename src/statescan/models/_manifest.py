@@ -113,4 +113,8 @@ MANIFEST: dict[str, Entry] = {
         ),
     ),
     "vssd": Entry("statescan.models.vssd", ("vssd_micro", "vssd_tiny", "vssd_small", "vssd_base", "vssd_test")),
+    "efficient_vim": Entry(
+        "statescan.models.efficient_vim",
+        ("efficient_vim_m1", "efficient_vim_m2", "efficient_vim_m3", "efficient_vim_m4", "efficient_vim_tiny"),
+    ),
 }

@@ -2,6 +2,7 @@
 
 from statescan.layers.grid._attention import GridAttention
 from statescan.layers.grid._gated_convolution import GatedConvolution
+from statescan.layers.grid._hidden_state_mixer import HiddenStateBlock, HiddenStateMixer
 from statescan.layers.grid._parts import (
     ConvolutionNorm,
     DropPath,
@@ -50,6 +51,8 @@ __all__ = [
     "GridBlock",
     "GridConvolution",
     "GridSSD",
+    "HiddenStateBlock",
+    "HiddenStateMixer",
     "InvertedDownsample",
     "NormLinear",
     "OverlappingStem",

@@ -117,4 +117,16 @@ MANIFEST: dict[str, Entry] = {
         "statescan.models.efficient_vim",
         ("efficient_vim_m1", "efficient_vim_m2", "efficient_vim_m3", "efficient_vim_m4", "efficient_vim_tiny"),
     ),
+    "mobile_mamba": Entry(
+        "statescan.models.mobile_mamba",
+        (
+            "mobile_mamba_t2",
+            "mobile_mamba_t4",
+            "mobile_mamba_s6",
+            "mobile_mamba_b1",
+            "mobile_mamba_b2",
+            "mobile_mamba_b4",
+            "mobile_mamba_tiny",
+        ),
+    ),
 }

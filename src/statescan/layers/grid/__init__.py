@@ -37,6 +37,13 @@ from statescan.layers.grid._stems import (
     depthwise_norm,
     nearest_multiple,
 )
+from statescan.layers.grid._wavelets import (
+    MultiReceptiveMixer,
+    WaveletConvolution,
+    haar_filters,
+    inverse_wavelet_transform,
+    wavelet_transform,
+)
 
 __all__ = [
     "SS2D",
@@ -54,6 +61,7 @@ __all__ = [
     "HiddenStateBlock",
     "HiddenStateMixer",
     "InvertedDownsample",
+    "MultiReceptiveMixer",
     "NormLinear",
     "OverlappingStem",
     "PatchEmbedding",
@@ -64,11 +72,15 @@ __all__ = [
     "RouteScan",
     "SqueezeDownsample",
     "SqueezeExcite",
+    "WaveletConvolution",
     "depthwise",
     "depthwise_norm",
     "drop_path_rates",
     "fold_norms",
     "grid_activation",
+    "haar_filters",
+    "inverse_wavelet_transform",
     "nearest_multiple",
     "resize_grid",
+    "wavelet_transform",
 ]

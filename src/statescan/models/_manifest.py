@@ -129,4 +129,8 @@ MANIFEST: dict[str, Entry] = {
             "mobile_mamba_tiny",
         ),
     ),
+    "spatial_mamba": Entry(
+        "statescan.models.spatial_mamba",
+        ("spatial_mamba_tiny", "spatial_mamba_small", "spatial_mamba_base", "spatial_mamba_test"),
+    ),
 }

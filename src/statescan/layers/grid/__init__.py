@@ -25,6 +25,7 @@ from statescan.layers.grid._patches import (
     PositionGrid,
 )
 from statescan.layers.grid._route_scan import RouteScan
+from statescan.layers.grid._self_distillation import mesa_loss
 from statescan.layers.grid._ss2d import SS2D
 from statescan.layers.grid._ssd import GridSSD
 from statescan.layers.grid._stems import (
@@ -37,6 +38,7 @@ from statescan.layers.grid._stems import (
     depthwise_norm,
     nearest_multiple,
 )
+from statescan.layers.grid._structure_aware_ssm import StateFusion, StructureAwareSSM
 from statescan.layers.grid._wavelets import (
     MultiReceptiveMixer,
     WaveletConvolution,
@@ -72,6 +74,8 @@ __all__ = [
     "RouteScan",
     "SqueezeDownsample",
     "SqueezeExcite",
+    "StateFusion",
+    "StructureAwareSSM",
     "WaveletConvolution",
     "depthwise",
     "depthwise_norm",
@@ -80,6 +84,7 @@ __all__ = [
     "grid_activation",
     "haar_filters",
     "inverse_wavelet_transform",
+    "mesa_loss",
     "nearest_multiple",
     "resize_grid",
     "wavelet_transform",

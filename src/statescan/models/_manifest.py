@@ -126,4 +126,41 @@ MANIFEST: dict[str, Entry] = {
     "res_vmamba": Entry(
         "statescan.models.res_vmamba", ("res_vmamba_tiny", "res_vmamba_t", "res_vmamba_s", "res_vmamba_b")
     ),
+    "mambaout": Entry(
+        "statescan.models.mambaout",
+        (
+            "mambaout_femto",
+            "mambaout_kobe",
+            "mambaout_tiny",
+            "mambaout_small",
+            "mambaout_base",
+            "mambaout_small_rw",
+            "mambaout_base_short_rw",
+            "mambaout_base_tall_rw",
+            "mambaout_base_wide_rw",
+            "mambaout_base_plus_rw",
+            "mambaout_test",
+        ),
+    ),
+    "vssd": Entry("statescan.models.vssd", ("vssd_micro", "vssd_tiny", "vssd_small", "vssd_base", "vssd_test")),
+    "efficient_vim": Entry(
+        "statescan.models.efficient_vim",
+        ("efficient_vim_m1", "efficient_vim_m2", "efficient_vim_m3", "efficient_vim_m4", "efficient_vim_tiny"),
+    ),
+    "mobile_mamba": Entry(
+        "statescan.models.mobile_mamba",
+        (
+            "mobile_mamba_t2",
+            "mobile_mamba_t4",
+            "mobile_mamba_s6",
+            "mobile_mamba_b1",
+            "mobile_mamba_b2",
+            "mobile_mamba_b4",
+            "mobile_mamba_tiny",
+        ),
+    ),
+    "spatial_mamba": Entry(
+        "statescan.models.spatial_mamba",
+        ("spatial_mamba_tiny", "spatial_mamba_small", "spatial_mamba_base", "spatial_mamba_test"),
+    ),
 }

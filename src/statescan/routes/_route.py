@@ -94,7 +94,11 @@ class Route:
     def merge(self, sequences: Tensor, height: int, width: int) -> Tensor:
         """sequences (batch, length, walks, channels) -> the sum over walks at each cell, (batch, height, width,
         channels)."""
-        return self.unwalk(sequences, height, width).sum(3)
+        return self.join(self.unwalk(sequences, height, width))
+
+    def join(self, values: Tensor) -> Tensor:
+        """What the walks left at each cell (batch, height, width, walks, channels) -> their sum."""
+        return values.sum(3)
 
     def reversed(self) -> Route:
         """Every walk backwards."""

@@ -1,7 +1,10 @@
 """Parts of image backbones: mixers of grids (batch, height, width, channels) and what stands around them."""
 
+from statescan.layers.grid._attention import GridAttention
 from statescan.layers.grid._cascade_scan import CascadeScan
-from statescan.layers.grid._channel_mixers import ChannelGate, ConvolutionMLP, InvertedResidual
+from statescan.layers.grid._channel_mixers import ChannelGate, DepthwiseMLP, InvertedResidual
+from statescan.layers.grid._gated_convolution import GatedConvolution
+from statescan.layers.grid._hidden_state_mixer import HiddenStateBlock, HiddenStateMixer
 from statescan.layers.grid._local_scan import DIRECTIONS, LocalScan, WalkMixer, legacy_return, local_route
 from statescan.layers.grid._multiscale import MultiScaleSS2D
 from statescan.layers.grid._parts import (
@@ -10,6 +13,7 @@ from statescan.layers.grid._parts import (
     GridBatchNorm,
     GridBlock,
     GridConvolution,
+    NormLinear,
     SqueezeExcite,
     depthwise,
     drop_path_rates,
@@ -26,7 +30,27 @@ from statescan.layers.grid._patches import (
 )
 from statescan.layers.grid._route_scan import RouteScan
 from statescan.layers.grid._route_ssd import RouteSSD
+from statescan.layers.grid._self_distillation import mesa_loss
 from statescan.layers.grid._ss2d import SS2D
+from statescan.layers.grid._ssd import GridSSD
+from statescan.layers.grid._stems import (
+    ConvolutionMLP,
+    ConvolutionStem,
+    InvertedDownsample,
+    Residual,
+    ResidualStem,
+    SqueezeDownsample,
+    depthwise_norm,
+    nearest_multiple,
+)
+from statescan.layers.grid._structure_aware_ssm import StateFusion, StructureAwareSSM
+from statescan.layers.grid._wavelets import (
+    MultiReceptiveMixer,
+    WaveletConvolution,
+    haar_filters,
+    inverse_wavelet_transform,
+    wavelet_transform,
+)
 
 __all__ = [
     "DIRECTIONS",
@@ -36,26 +60,48 @@ __all__ = [
     "ConvolutionDownsample",
     "ConvolutionMLP",
     "ConvolutionNorm",
+    "ConvolutionStem",
+    "DepthwiseMLP",
     "DropPath",
+    "GatedConvolution",
+    "GridAttention",
     "GridBatchNorm",
     "GridBlock",
     "GridConvolution",
+    "GridSSD",
+    "HiddenStateBlock",
+    "HiddenStateMixer",
+    "InvertedDownsample",
     "InvertedResidual",
     "LocalScan",
+    "MultiReceptiveMixer",
     "MultiScaleSS2D",
+    "NormLinear",
     "OverlappingStem",
     "PatchEmbedding",
     "PatchMerging",
     "PositionGrid",
+    "Residual",
+    "ResidualStem",
     "RouteSSD",
     "RouteScan",
+    "SqueezeDownsample",
     "SqueezeExcite",
+    "StateFusion",
+    "StructureAwareSSM",
     "WalkMixer",
+    "WaveletConvolution",
     "depthwise",
+    "depthwise_norm",
     "drop_path_rates",
     "fold_norms",
     "grid_activation",
+    "haar_filters",
+    "inverse_wavelet_transform",
     "legacy_return",
     "local_route",
+    "mesa_loss",
+    "nearest_multiple",
     "resize_grid",
+    "wavelet_transform",
 ]

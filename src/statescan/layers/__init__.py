@@ -2,6 +2,7 @@
 
 from statescan.layers._attention import Attention, AttentionState
 from statescan.layers._based import BaseConv, SlidingAttention, TaylorLinearAttention
+from statescan.layers._bidirectional import BidirectionalMamba, ScanBranch
 from statescan.layers._butterfly import ButterflyTransform, butterfly_transform
 from statescan.layers._channel_mixers import MLP, GatedMLP
 from statescan.layers._companion import ClosedLoopCompanionSSM, CompanionSSM, DifferencingFilters
@@ -38,6 +39,7 @@ __all__ = [
     "Attention",
     "AttentionState",
     "BaseConv",
+    "BidirectionalMamba",
     "ButterflyTransform",
     "CausalConv1d",
     "ClosedLoopCompanionSSM",
@@ -59,6 +61,7 @@ __all__ = [
     "ResidualBlock",
     "ResidualStack",
     "S5Block",
+    "ScanBranch",
     "SeqBoat",
     "SequenceBatchNorm",
     "SequenceDropout",

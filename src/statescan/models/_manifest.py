@@ -96,4 +96,8 @@ MANIFEST: dict[str, Entry] = {
         ("h3_tiny", "h3_125m", "h3_355m", "h3_1.3b", "h3_2.7b", "h3_2.7b_rotary"),
     ),
     "s4nd": Entry("statescan.models.s4nd", ("s4nd_tiny", "s4nd_cifar")),
+    "vim": Entry(
+        "statescan.models.vim",
+        ("vim_micro", "vim_tiny", "vim_small", "vim_base", "vim_tiny_stride8", "vim_small_stride8"),
+    ),
 }

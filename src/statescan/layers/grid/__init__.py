@@ -20,25 +20,33 @@ from statescan.layers.grid._patches import (
     PatchMerging,
     PositionGrid,
 )
+from statescan.layers.grid._pyramid import GridMaxPool, GridTransposedConvolution, SimplePyramid
 from statescan.layers.grid._route_scan import RouteScan
 from statescan.layers.grid._ss2d import SS2D
+from statescan.layers.grid._tokens import ClassPlace, PatchTokens, embed_patches
 
 __all__ = [
     "SS2D",
+    "ClassPlace",
     "ConvolutionDownsample",
     "ConvolutionNorm",
     "DropPath",
     "GridBatchNorm",
     "GridBlock",
     "GridConvolution",
+    "GridMaxPool",
+    "GridTransposedConvolution",
     "OverlappingStem",
     "PatchEmbedding",
     "PatchMerging",
+    "PatchTokens",
     "PositionGrid",
     "RouteScan",
+    "SimplePyramid",
     "SqueezeExcite",
     "depthwise",
     "drop_path_rates",
+    "embed_patches",
     "fold_norms",
     "grid_activation",
     "resize_grid",

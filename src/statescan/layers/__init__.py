@@ -9,6 +9,7 @@ from statescan.layers._companion import ClosedLoopCompanionSSM, CompanionSSM, Di
 from statescan.layers._convolution import CausalConv1d
 from statescan.layers._h3 import H3, ShiftKernel
 from statescan.layers._initialisation import delta_bias, initialise_language_model, inverse_softplus
+from statescan.layers._lbmamba import LBMamba
 from statescan.layers._long_conv import H3Conv, LongConv, LongKernel
 from statescan.layers._lssl import LSSL, LSSL_MEASURES, QuasiseparableSystem, tridiagonal_solve
 from statescan.layers._mamba import Mamba
@@ -50,6 +51,7 @@ __all__ = [
     "GatedMLP",
     "GatedRMSNorm",
     "H3Conv",
+    "LBMamba",
     "LongConv",
     "LongKernel",
     "Mamba",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ class ScanBranch(nn.Module):
         dt_min, dt_max, dt_floor: first step sizes are log-uniform between the first two, at least the third.
         dt_init, dt_scale: the step projection's first weights: uniform (``random``) or ``constant``, times the scale.
         conv_bias: whether the convolution has one.
+        window: positions in a window of `ops.local_scan`, or ``auto``; None for a plain scan.
     """
 
     def __init__(
@@ -41,9 +42,10 @@ class ScanBranch(nn.Module):
         dt_init: Literal["random", "constant"] = "random",
         dt_scale: float = 1.0,
         conv_bias: bool = True,
+        window: int | Literal["auto"] | None = None,
     ):
         super().__init__()
-        self.state_dim, self.dt_rank = state_dim, dt_rank
+        self.state_dim, self.dt_rank, self.window = state_dim, dt_rank, window
         self.convolution = CausalConv1d(channels, conv_kernel, bias=conv_bias, activation="silu")
         self.selection_projection = nn.Linear(channels, dt_rank + 2 * state_dim, bias=False)
         self.delta_projection = nn.Linear(dt_rank, channels, bias=False)
@@ -63,16 +65,12 @@ class ScanBranch(nn.Module):
 
     def scan(self, hidden: Tensor, delta: Tensor, B: Tensor, C: Tensor, A_log: Tensor | None = None) -> Tensor:
         """The selective scan, with this branch's rates of decay or others."""
-        y = ops.selective_scan(
-            hidden,
-            delta,
-            -torch.exp(widen(self.A_log if A_log is None else A_log)),
-            B,
-            C,
-            widen(self.D),
-            delta_bias=widen(self.delta_bias),
-            delta_softplus=True,
-        )
+        A = -torch.exp(widen(self.A_log if A_log is None else A_log))
+        bias, D = widen(self.delta_bias), widen(self.D)
+        if self.window is None:
+            y = ops.selective_scan(hidden, delta, A, B, C, D, delta_bias=bias, delta_softplus=True)
+        else:
+            y = ops.local_scan(hidden, delta, A, B, C, D, window=self.window, delta_bias=bias, delta_softplus=True)
         assert isinstance(y, Tensor)
         return y
 
@@ -98,6 +96,7 @@ class BidirectionalMamba(nn.Module):
         expand: inner channels over dim.
         dt_rank: rank of the projection to step sizes; ``auto`` is dim / 16, rounded up.
         bias: whether the outer projections have biases.
+        window: of the way forth; see `ScanBranch`.
         branch: further options of `ScanBranch`.
     """
 
@@ -113,20 +112,24 @@ class BidirectionalMamba(nn.Module):
         expand: float = 2,
         dt_rank: int | Literal["auto"] = "auto",
         bias: bool = False,
+        window: int | Literal["auto"] | None = None,
         **branch: object,
     ):
         super().__init__()
         if backward not in ("separate", "shared"):
             raise ValueError(f"backward: unknown {backward!r}; known: separate, shared")
+        if window is not None and backward == "shared":
+            raise ValueError("window: only with backward='separate', whose way forth has its own scan")
         inner = int(expand * dim)
         rank = math.ceil(dim / 16) if dt_rank == "auto" else dt_rank
         self.dim, self.inner_dim, self.halve = dim, inner, halve
 
-        def make() -> ScanBranch:
-            return ScanBranch(inner, state_dim=state_dim, conv_kernel=conv_kernel, dt_rank=rank, **branch)  # type: ignore[arg-type]
+        def make(window: int | Literal["auto"] | None = None) -> ScanBranch:
+            options: Any = dict(state_dim=state_dim, conv_kernel=conv_kernel, dt_rank=rank, window=window, **branch)
+            return ScanBranch(inner, **options)
 
         self.input_projection = nn.Linear(dim, 2 * inner, bias=bias)
-        self.forwards = make()
+        self.forwards = make(window)
         self.backwards = make() if backward == "separate" else None
         if backward == "shared":
             self.backward_A_log = nn.Parameter(self.forwards.A_log.detach().clone())

@@ -100,4 +100,8 @@ MANIFEST: dict[str, Entry] = {
         "statescan.models.vim",
         ("vim_micro", "vim_tiny", "vim_small", "vim_base", "vim_tiny_stride8", "vim_small_stride8"),
     ),
+    "lbmamba": Entry(
+        "statescan.models.lbmamba",
+        ("lbvim_micro", "lbvim_tiny", "lbvim_300", "lbvim_small", "lbvim_528_attention"),
+    ),
 }

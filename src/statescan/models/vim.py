@@ -277,10 +277,20 @@ class Vim(VisionModel):
                 hidden, residual = hidden + back.flip(1), residual + back_residual.flip(1)
             else:
                 hidden, residual = self.run_block(blocks[index], hidden, residual)
+            reverse = self.alternates and index % 2 == 1  # how the tokens stood in this block
             if keep:
-                kept.append((hidden, residual))
+                kept.append((hidden.flip(1), residual.flip(1)) if reverse else (hidden, residual))
+            if self.alternates:
+                hidden, residual = hidden.flip(1), residual.flip(1)
         assert residual is not None
+        if self.alternates and len(blocks) % 2:
+            hidden, residual = hidden.flip(1), residual.flip(1)
         return hidden, residual, kept
+
+    @property
+    def alternates(self) -> bool:
+        """Whether the order of the tokens is reversed after every block."""
+        return False
 
     def run_block(self, block: nn.Module, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
         """One block, checkpointed if that is on."""
@@ -355,23 +365,29 @@ class Vim(VisionModel):
         return [grid.permute(0, 3, 1, 2) for grid in maps]
 
 
-class ScaledMamba(Mamba):
-    """`layers.Mamba` whose output is multiplied by a learned factor a channel.
+class Scaled:
+    """Mixed into a sequence mixer: its output is multiplied by a learned factor a channel.
 
     Arguments:
         dim: channels of input and output.
         layer_scale: first value of the factors; None for none.
-        options: of `layers.Mamba`.
+        options: of the mixer.
     """
 
+    layer_scale: nn.Parameter | None
+
     def __init__(self, dim: int, *, layer_scale: float | None = None, **options: Any):
-        super().__init__(dim, **options)
+        super().__init__(dim, **options)  # type: ignore[call-arg]
         self.layer_scale = None if layer_scale is None else nn.Parameter(torch.full((dim,), float(layer_scale)))
 
     def forward(self, x: Tensor, state: Any = None, **options: Any) -> tuple[Tensor, Any]:
-        """As `layers.Mamba`."""
-        out, state = super().forward(x, state, **options)
+        """As the mixer's."""
+        out, state = super().forward(x, state, **options)  # type: ignore[misc]
         return (out if self.layer_scale is None else out * self.layer_scale), state
+
+
+class ScaledMamba(Scaled, Mamba):
+    """`layers.Mamba` whose output is multiplied by a learned factor a channel."""
 
 
 def _branch(published: str, ours: str) -> list[Rule]:
@@ -401,8 +417,8 @@ _SHARED: list[Rule] = [
 ]
 _PYRAMID: list[Rule] = [(f"fpn{i + 1}.*", f"pyramid.levels.{i}.*") for i in range(4)]
 #: Names of models with causal mixers, and of those with bidirectional ones.
-CAUSAL_NAMES = [*_SHARED, *_PYRAMID, *_branch("", ""), ("layers.{}.mixer.A_log", "blocks.{}.mixer.A_log")]
-BIDIRECTIONAL_NAMES = [
+CAUSAL_NAMES: list[Rule] = [*_SHARED, *_PYRAMID, *_branch("", ""), ("layers.{}.mixer.A_log", "blocks.{}.mixer.A_log")]
+BIDIRECTIONAL_NAMES: list[Rule] = [
     *_SHARED,
     *_PYRAMID,
     *_branch("", "forwards."),
@@ -411,23 +427,23 @@ BIDIRECTIONAL_NAMES = [
 ]
 
 
-def names(config: Any) -> Names:
+def rules(config: Any) -> list[Rule]:
     """The table of names for a config."""
-    rules: list[Rule] = list(CAUSAL_NAMES if config.mixer in ("causal", "pairs") else BIDIRECTIONAL_NAMES)
+    table = list(CAUSAL_NAMES if config.mixer in ("causal", "pairs") else BIDIRECTIONAL_NAMES)
     back = "backwards.A_log" if config.mixer == "separate" else "backward_A_log"
-    rules.append(("layers.{}.mixer.A_b_log", f"blocks.{{}}.mixer.{back}"))
-    rules.append(("cls_token_head" if config.class_token == "double" else "cls_token", "tokens.class_token"))
-    return Names(rules)
+    table.append(("layers.{}.mixer.A_b_log", f"blocks.{{}}.mixer.{back}"))
+    table.append(("cls_token_head" if config.class_token == "double" else "cls_token", "tokens.class_token"))
+    return table
 
 
 def from_published(tensors: dict[str, Tensor], config: Any) -> dict[str, Tensor]:
     """Tensors under our names."""
-    return names(config).from_published(tensors, config)
+    return Names(rules(config)).from_published(tensors, config)
 
 
 def to_published(tensors: dict[str, Tensor], config: Any) -> dict[str, Tensor]:
     """The inverse."""
-    return names(config).to_published(tensors, config)
+    return Names(rules(config)).to_published(tensors, config)
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

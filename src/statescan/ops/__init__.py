@@ -13,6 +13,7 @@ from statescan.ops._linear_attention import (
     taylor_linear_attention_step,
 )
 from statescan.ops._linear_scan import linear_scan, linear_scan_reference
+from statescan.ops._local_scan import local_scan, local_scan_reference, local_window
 from statescan.ops._resets import resets_from_sequence_index
 from statescan.ops._selective_scan import selective_scan, selective_scan_reference
 from statescan.ops._selective_state_step import selective_state_step, selective_state_step_reference
@@ -39,6 +40,9 @@ __all__ = [
     "gated_rms_norm_reference",
     "linear_scan",
     "linear_scan_reference",
+    "local_scan",
+    "local_scan_reference",
+    "local_window",
     "resets_from_sequence_index",
     "selective_scan",
     "selective_scan_reference",

@@ -123,10 +123,10 @@ class AttentionPool(nn.Module):
         self.heads = heads
         self.latent = nn.Parameter(torch.empty(1, 1, dim))
         nn.init.trunc_normal_(self.latent, std=dim**-0.5, a=-2 * dim**-0.5, b=2 * dim**-0.5)
-        self.query = nn.Linear(dim, dim) if query else nn.Identity()
+        self.query = nn.Linear(dim, dim) if query else None
         self.key_value = nn.Linear(dim, 2 * dim)
-        self.query_norm = nn.LayerNorm(dim // heads) if head_norm else nn.Identity()
-        self.key_norm = nn.LayerNorm(dim // heads) if head_norm else nn.Identity()
+        self.query_norm = nn.LayerNorm(dim // heads) if head_norm else None
+        self.key_norm = nn.LayerNorm(dim // heads) if head_norm else None
         self.norm = nn.LayerNorm(dim) if norm else nn.Identity()
         for layer in (self.query, self.key_value):
             if isinstance(layer, nn.Linear):
@@ -141,8 +141,10 @@ class AttentionPool(nn.Module):
             return part.unflatten(-1, (self.heads, dim // self.heads)).transpose(1, 2)
 
         key, value = (split(part) for part in self.key_value(tokens).chunk(2, dim=-1))
-        query = split(self.query(self.latent)).expand(batch, -1, -1, -1)
-        out = F.scaled_dot_product_attention(self.query_norm(query), self.key_norm(key), value)
+        query = split(self.latent if self.query is None else self.query(self.latent))
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        out = F.scaled_dot_product_attention(query.expand(batch, -1, -1, -1), key, value)
         return self.norm(out.flatten(1))
 
 

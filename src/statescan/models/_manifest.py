@@ -104,4 +104,7 @@ MANIFEST: dict[str, Entry] = {
         "statescan.models.lbmamba",
         ("lbvim_micro", "lbvim_tiny", "lbvim_300", "lbvim_small", "lbvim_528_attention"),
     ),
+    "plainmamba": Entry(
+        "statescan.models.plainmamba", ("plainmamba_tiny", "plainmamba_l1", "plainmamba_l2", "plainmamba_l3")
+    ),
 }

@@ -35,6 +35,11 @@ class Route:
         """Where each walk visits each cell (walks, height x width) int64; the walk's length where it never does."""
         return _inverse(self, height, width, torch.device(device or "cpu"))
 
+    def directions(self, height: int, width: int, device: torch.device | str | None = None) -> Tensor:
+        """How each walk came to each place, (walks, length) int64: 0 at its start, 1 from the left (it went right), 2 it
+        went left, 3 up, 4 down. A jump counts as a start."""
+        return _directions(self, height, width, torch.device(device or "cpu"))
+
     @property
     def walks(self) -> int:
         """How many walks there are."""
@@ -129,6 +134,18 @@ def _inverse(route: Route, height: int, width: int, device: torch.device) -> Ten
             raise ValueError(f"route {route.name!r} comes twice to a cell of the {height} x {width} grid")
         row[visited] = np.flatnonzero(walk >= 0)
     return torch.from_numpy(inverse).to(device)
+
+
+@lru_cache(maxsize=1024)
+def _directions(route: Route, height: int, width: int, device: torch.device) -> Tensor:
+    table = route.table(height, width).numpy()
+    rows, columns = np.divmod(table, width)
+    down, right = np.diff(rows, axis=1), np.diff(columns, axis=1)
+    inside = (table[:, 1:] >= 0) & (table[:, :-1] >= 0)
+    entered = np.zeros_like(table)
+    for step, code in (((0, 1), 1), ((0, -1), 2), ((-1, 0), 3), ((1, 0), 4)):
+        entered[:, 1:][inside & (down == step[0]) & (right == step[1])] = code
+    return torch.from_numpy(entered).to(device)
 
 
 @lru_cache(maxsize=1024)

@@ -33,9 +33,24 @@ def bidirectional(height: int, width: int) -> list[np.ndarray]:
     return [rows, rows[::-1]]
 
 
+def snake(height: int, width: int) -> list[np.ndarray]:
+    """Rows, each turning back where the last ended; the same backwards; columns likewise. Yang et al. 2024,
+    "PlainMamba", arXiv 2403.17695, section 3.3."""
+
+    def turning(cells: np.ndarray) -> np.ndarray:
+        cells = cells.copy()
+        cells[1::2] = cells[1::2, ::-1]
+        return cells.reshape(-1)
+
+    grid = raster(height, width).reshape(height, width)
+    rows, columns = turning(grid), turning(grid.T)
+    return [rows, rows[::-1], columns, columns[::-1]]
+
+
 RULES: dict[str, Rule] = {
     "raster": raster,
     "column": column,
     "cross": cross,
     "bidirectional": bidirectional,
+    "snake": snake,
 }

@@ -1,5 +1,6 @@
 """Parts of image backbones: mixers of grids (batch, height, width, channels) and what stands around them."""
 
+from statescan.layers.grid._directional import DirectionalSS2D
 from statescan.layers.grid._parts import (
     ConvolutionNorm,
     DropPath,
@@ -19,6 +20,8 @@ from statescan.layers.grid._patches import (
     PatchEmbedding,
     PatchMerging,
     PositionGrid,
+    corner_cells,
+    pad_corner,
 )
 from statescan.layers.grid._pyramid import GridMaxPool, GridTransposedConvolution, SimplePyramid
 from statescan.layers.grid._route_scan import RouteScan
@@ -30,6 +33,7 @@ __all__ = [
     "ClassPlace",
     "ConvolutionDownsample",
     "ConvolutionNorm",
+    "DirectionalSS2D",
     "DropPath",
     "GridBatchNorm",
     "GridBlock",
@@ -44,10 +48,12 @@ __all__ = [
     "RouteScan",
     "SimplePyramid",
     "SqueezeExcite",
+    "corner_cells",
     "depthwise",
     "drop_path_rates",
     "embed_patches",
     "fold_norms",
     "grid_activation",
+    "pad_corner",
     "resize_grid",
 ]

@@ -14,6 +14,18 @@ from statescan.layers.grid._parts import GridConvolution, resize_grid
 Norm = Callable[[int], nn.Module]
 
 
+def pad_corner(x: Tensor, kernel: int, stride: int) -> Tensor:
+    """Zeros at the bottom and the right of (batch, height, width, channels), so that a window of side `kernel` begins at
+    every multiple of `stride`."""
+    rows, columns = ((corner_cells(size, stride) - 1) * stride + kernel - size for size in x.shape[1:3])
+    return F.pad(x, (0, 0, 0, max(columns, 0), 0, max(rows, 0)))
+
+
+def corner_cells(size: int, stride: int) -> int:
+    """How many windows begin along a side of so many cells, padded as in `pad_corner`."""
+    return -(-size // stride)
+
+
 class PatchEmbedding(nn.Module):
     """One convolution, then a norm if there is one. Dosovitskiy et al. 2021, arXiv 2010.11929.
 

@@ -107,4 +107,8 @@ MANIFEST: dict[str, Entry] = {
     "plainmamba": Entry(
         "statescan.models.plainmamba", ("plainmamba_tiny", "plainmamba_l1", "plainmamba_l2", "plainmamba_l3")
     ),
+    "rsmamba": Entry(
+        "statescan.models.rsmamba",
+        ("rsmamba_tiny", "rsmamba_small", "rsmamba_base", "rsmamba_large", "rsmamba_huge"),
+    ),
 }

@@ -36,6 +36,7 @@ class PatchEmbedding(nn.Module):
         stride: distance of neighbouring patches; below `patch` they overlap.
         norm: makes a norm of `dim` channels; None for none.
         bias: whether the convolution has one.
+        corner: pad at the bottom and the right, so that a patch begins at every multiple of the stride.
     """
 
     def __init__(
@@ -47,13 +48,17 @@ class PatchEmbedding(nn.Module):
         stride: int | None = None,
         norm: Norm | None = None,
         bias: bool = True,
+        corner: bool = False,
     ):
         super().__init__()
+        self.corner = corner
         self.projection = GridConvolution(in_channels, dim, patch, stride=stride or patch, bias=bias)
         self.norm = norm(dim) if norm is not None else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, height, width, in_channels) -> (batch, rows, columns, dim)."""
+        if self.corner:
+            x = pad_corner(x, self.projection.kernel_size[0], self.projection.stride[0])
         return self.norm(self.projection(x))
 
 

@@ -111,4 +111,19 @@ MANIFEST: dict[str, Entry] = {
         "statescan.models.rsmamba",
         ("rsmamba_tiny", "rsmamba_small", "rsmamba_base", "rsmamba_large", "rsmamba_huge"),
     ),
+    "patch_scaling": Entry(
+        "statescan.models.patch_scaling",
+        (
+            "adventurer_micro",
+            "adventurer_tiny",
+            "adventurer_small",
+            "adventurer_base",
+            "adventurer_large",
+            "adventurer_tiny_patch1",
+            "adventurer_small_patch1",
+            "adventurer_base_patch1",
+            "adventurer_large_patch1",
+        ),
+    ),
+    "vit": Entry("statescan.models.vit", ("vit_micro", "deit_tiny", "deit_small", "deit_base", "deit_tiny_patch1")),
 }

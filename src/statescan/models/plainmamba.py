@@ -24,39 +24,28 @@ from statescan.layers.grid import (
     pad_corner,
 )
 from statescan.models._names import Names, Reshape, Rule, prefixed
+from statescan.models._plain import PlainConfig, linear_head
 from statescan.models._registry import Family
-from statescan.models._vision import FeatureInfo, VisionConfig, VisionModel
+from statescan.models._vision import FeatureInfo, VisionModel
 
 
 @dataclass(frozen=True)
-class PlainMambaConfig(VisionConfig):
+class PlainMambaConfig(PlainConfig):
     """A PlainMamba.
 
     Arguments:
-        dim: channels.
-        depth: blocks.
-        patch: side of a patch, even.
         stem_convolutions: 3 x 3 convolutions of the stem between its first one and the patches.
         convolution_layers: blocks after which a depthwise convolution, without a residual, follows.
-        position: whether cells have learned positions.
-        dropout: after positions are added.
         norm: of the blocks, ``layer`` or ``rms``.
         final_norm: whether a LayerNorm follows the last block.
         norm_eps: of that norm and those of feature maps.
-        state_dim, expand, dt_rank, conv_kernel, conv_bias, bias, layer_scale: of the mixers.
-        route: their walks.
+        state_dim, expand, dt_rank, conv_kernel, conv_bias, bias, layer_scale: of the mixers, which walk the `route`.
         reorder: ``input`` as published, or ``all``; see `layers.grid.DirectionalSS2D`.
         double_bias: as published; see there.
-        feature_layers: blocks of which feature maps are made; four evenly spread unless given.
     """
 
-    dim: int = 192
-    depth: int = 24
-    patch: int = 16
     stem_convolutions: int = 1
     convolution_layers: tuple[int, ...] = ()
-    position: bool = True
-    dropout: float = 0.0
     norm: str = "layer"
     final_norm: bool = True
     norm_eps: float = 1e-6
@@ -70,35 +59,22 @@ class PlainMambaConfig(VisionConfig):
     route: str = "snake"
     reorder: Literal["input", "all"] = "input"
     double_bias: bool = True
-    feature_layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("dim", "depth"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: at least 1, got {getattr(self, name)}")
         if self.patch < 2 or self.patch % 2:
             raise ValueError(f"patch: even, for the stem halves the image, got {self.patch}")
         if self.stem_convolutions < 0:
             raise ValueError(f"stem_convolutions: not negative, got {self.stem_convolutions}")
-        for name in ("feature_layers", "convolution_layers"):
-            for index in getattr(self, name) or ():
-                if not 0 <= index < self.depth:
-                    raise ValueError(f"{name}: from 0 to {self.depth - 1}, got {index}")
+        for index in self.convolution_layers:
+            if not 0 <= index < self.depth:
+                raise ValueError(f"convolution_layers: from 0 to {self.depth - 1}, got {index}")
 
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches in training."""
         rows, columns = (corner_cells(size // 2, self.patch // 2) for size in self.image_shape)
         return rows, columns
-
-    @property
-    def map_layers(self) -> tuple[int, ...]:
-        """Blocks of which feature maps are made."""
-        if self.feature_layers is not None:
-            return tuple(self.feature_layers)
-        count = min(4, self.depth)
-        return tuple(self.depth * (i + 1) // count - 1 for i in range(count))
 
 
 class ConvolutionStem(nn.Module):
@@ -176,10 +152,7 @@ class PlainMamba(VisionModel):
                 if index != config.depth - 1:
                     self.feature_norms[str(index)] = nn.LayerNorm(config.dim, eps=config.norm_eps)
         else:
-            self.head = nn.Linear(config.dim, config.num_classes) if config.num_classes else nn.Identity()
-            if isinstance(self.head, nn.Linear):
-                nn.init.normal_(self.head.weight, std=0.01)
-                nn.init.zeros_(self.head.bias)
+            self.head = linear_head(config, 0.01)
 
     def run_blocks(self, images: Tensor) -> list[Tensor]:
         """images (batch, channels, height, width) -> the grid (batch, rows, columns, dim) after every block, the last one

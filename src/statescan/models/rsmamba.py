@@ -18,8 +18,9 @@ from torch.utils.checkpoint import checkpoint
 from statescan.layers import Mamba
 from statescan.layers.grid import PatchEmbedding, PatchTokens, corner_cells
 from statescan.models._names import CAUSAL, Names, Rule, prefixed
+from statescan.models._plain import PlainConfig, check_choice, linear_head
 from statescan.models._registry import Family
-from statescan.models._vision import FeatureInfo, VisionConfig, VisionModel
+from statescan.models._vision import FeatureInfo, VisionModel
 
 PATHS = (
     "forward",
@@ -31,14 +32,11 @@ PATHS = (
 
 
 @dataclass(frozen=True)
-class RSMambaConfig(VisionConfig):
+class RSMambaConfig(PlainConfig):
     """An RSMamba.
 
     Arguments:
-        dim: channels of the tokens.
-        depth: layers.
         inner_dim: channels within a mixer, 2 dim unless given.
-        patch: side of a patch.
         stride: distance of neighbouring patches; that of `patch` unless given.
         patch_bias: whether the convolution that makes patches has a bias.
         path: ``forward``, or which paths there are and how they are mixed: ``forward_reverse_mean``,
@@ -48,20 +46,13 @@ class RSMambaConfig(VisionConfig):
         pool_norm: whether that mean is normalised.
         exact_middle: read a ``middle`` class token where it is; the published code reads the token after it if the
             number of patches is odd.
-        position: whether tokens have learned positions.
-        dropout: after positions are added.
         final_norm: whether a norm follows the last layer.
         norm_eps: of all norms.
         state_dim, conv_kernel, conv_bias, dt_rank, bias: of the mixers.
         shuffle_seed: of the permutations in evaluation.
-        route: order of the patches, a route of one walk.
-        feature_layers: layers of which feature maps are made; four evenly spread unless given.
     """
 
-    dim: int = 192
-    depth: int = 24
     inner_dim: int | None = None
-    patch: int = 16
     stride: int | None = 8
     patch_bias: bool = False
     path: str = "forward_reverse_shuffle_gate"
@@ -69,8 +60,6 @@ class RSMambaConfig(VisionConfig):
     pool: Literal["mean", "class"] = "mean"
     pool_norm: bool = True
     exact_middle: bool = False
-    position: bool = True
-    dropout: float = 0.0
     final_norm: bool = True
     norm_eps: float = 1e-6
     state_dim: int = 16
@@ -79,27 +68,17 @@ class RSMambaConfig(VisionConfig):
     dt_rank: int | Literal["auto"] = "auto"
     bias: bool = False
     shuffle_seed: int = 0
-    route: str = "raster"
-    feature_layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("dim", "depth", "patch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: at least 1, got {getattr(self, name)}")
         if self.step < 1:
             raise ValueError(f"stride: at least 1, got {self.stride}")
         if self.drop_path_rate:
             raise ValueError(f"drop_path_rate: RSMamba has none, got {self.drop_path_rate}")
-        if self.path not in PATHS:
-            raise ValueError(f"path: unknown {self.path!r}; known: {', '.join(PATHS)}")
-        if self.pool not in ("mean", "class"):
-            raise ValueError(f"pool: unknown {self.pool!r}; known: mean, class")
+        check_choice("path", self.path, PATHS)
+        check_choice("pool", self.pool, ("mean", "class"))
         if self.pool == "class" and self.class_token is None:
             raise ValueError("pool: 'class' needs a class_token: head, middle, tail or double")
-        for index in self.feature_layers or ():
-            if not 0 <= index < self.depth:
-                raise ValueError(f"feature_layers: from 0 to {self.depth - 1}, got {index}")
 
     @property
     def step(self) -> int:
@@ -111,14 +90,6 @@ class RSMambaConfig(VisionConfig):
         """Rows and columns of patches in training."""
         rows, columns = (corner_cells(size, self.step) for size in self.image_shape)
         return rows, columns
-
-    @property
-    def map_layers(self) -> tuple[int, ...]:
-        """Layers of which feature maps are made."""
-        if self.feature_layers is not None:
-            return tuple(self.feature_layers)
-        count = min(4, self.depth)
-        return tuple(self.depth * (i + 1) // count - 1 for i in range(count))
 
 
 class MultiPath(nn.Module):
@@ -209,10 +180,7 @@ class RSMamba(VisionModel):
         if not config.features_only:
             pools = config.pool == "mean" and config.pool_norm
             self.pool_norm = nn.LayerNorm(config.dim, eps=config.norm_eps) if pools else nn.Identity()
-            self.head = nn.Linear(config.dim, config.num_classes) if config.num_classes else nn.Identity()
-            if isinstance(self.head, nn.Linear):
-                nn.init.normal_(self.head.weight, std=0.01)
-                nn.init.zeros_(self.head.bias)
+            self.head = linear_head(config, 0.01)
 
     def forward(
         self, images: Tensor, *, permutations: Sequence[Tensor] | Tensor | None = None, seed: int | None = None

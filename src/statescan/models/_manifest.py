@@ -163,4 +163,34 @@ MANIFEST: dict[str, Entry] = {
         "statescan.models.spatial_mamba",
         ("spatial_mamba_tiny", "spatial_mamba_small", "spatial_mamba_base", "spatial_mamba_test"),
     ),
+    "vim": Entry(
+        "statescan.models.vim",
+        ("vim_micro", "vim_tiny", "vim_small", "vim_base", "vim_tiny_stride8", "vim_small_stride8"),
+    ),
+    "lbmamba": Entry(
+        "statescan.models.lbmamba",
+        ("lbvim_micro", "lbvim_tiny", "lbvim_300", "lbvim_small", "lbvim_528_attention"),
+    ),
+    "plainmamba": Entry(
+        "statescan.models.plainmamba", ("plainmamba_tiny", "plainmamba_l1", "plainmamba_l2", "plainmamba_l3")
+    ),
+    "rsmamba": Entry(
+        "statescan.models.rsmamba",
+        ("rsmamba_tiny", "rsmamba_small", "rsmamba_base", "rsmamba_large", "rsmamba_huge"),
+    ),
+    "patch_scaling": Entry(
+        "statescan.models.patch_scaling",
+        (
+            "adventurer_micro",
+            "adventurer_tiny",
+            "adventurer_small",
+            "adventurer_base",
+            "adventurer_large",
+            "adventurer_tiny_patch1",
+            "adventurer_small_patch1",
+            "adventurer_base_patch1",
+            "adventurer_large_patch1",
+        ),
+    ),
+    "vit": Entry("statescan.models.vit", ("vit_micro", "deit_tiny", "deit_small", "deit_base", "deit_tiny_patch1")),
 }

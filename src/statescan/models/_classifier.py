@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from statescan.layers import SequenceDropout
+from statescan.layers import Attention, SequenceDropout
 from statescan.models._model import Model
 
 #: Norms by name; see `PositionNorm`.
@@ -115,6 +115,8 @@ class ClassifierBlock(nn.Module):
         mixed = self.norm(x, valid) if self.prenorm else x
         if valid is not None:
             mixed = mixed * valid[..., None]
+            if isinstance(self.mixer, Attention) and not self.mixer.causal:
+                options["valid"] = valid
         out = self.mixer(mixed, **options)
         x = x + self.dropout(out[0] if isinstance(out, tuple) else out)
         return x if self.prenorm else self.norm(x, valid)

@@ -200,6 +200,8 @@ class _OnlyArrays(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ARRAYS:
             raise pickle.UnpicklingError(f"names {module}.{name}, which is no array; refused, for it could run code")
+        if name == "_reconstruct":
+            return np.zeros(0).__reduce__()[0]  # where this version of numpy has it
         return super().find_class(module, name)
 
 

@@ -99,8 +99,11 @@ class SequenceBatches(IterableDataset):
 
     def _take(self, index: Tensor) -> data.SequenceBatch:
         some = self._sequences.select(index)
-        longest = int(some.lengths.max()) if len(index) else 0
-        return data.SequenceBatch(some.inputs[:, :longest], some.lengths, some.targets)
+        inputs, lengths = some.inputs, some.lengths
+        if some.paired:
+            inputs, lengths = inputs.transpose(0, 1).flatten(0, 1), lengths.transpose(0, 1).flatten()
+        inputs = inputs[:, : int(lengths.max()) if len(index) else 0]
+        return data.SequenceBatch(inputs if inputs.is_floating_point() else inputs.long(), lengths, some.targets)
 
 
 def whole_sequence(*, regression: bool) -> Measure:

@@ -193,10 +193,13 @@ class _Reader:
             drawn = ListOps(shortest=shortest, longest=self.length).sequences(
                 sum(counts), seed=batch_seed(self.seed, "listops", 0)
             )
-            parts = zip(*(part.split(counts) for part in drawn), strict=True)
+            ids, lengths, values = (part.split(counts) for part in drawn)
             size = len(LISTOPS_VOCABULARY)
             return ArenaData(
-                *(LabelledSequences(tokens.to(torch.uint8), *rest, _DIGITS, size) for tokens, *rest in parts)
+                *(
+                    LabelledSequences(some.to(torch.uint8), ends, answers, _DIGITS, size)
+                    for some, ends, answers in zip(ids, lengths, values, strict=True)
+                )
             )
         place = self._place("basic_train.tsv")
         known = {token: index for index, token in enumerate(LISTOPS_VOCABULARY)}
@@ -261,8 +264,8 @@ class _Reader:
             counts = [self.examples, held, held]
             pixels, labels = pathfinder_batch(side, sum(counts), seed=batch_seed(self.seed, "pathfinder", 0))
             lengths = torch.full((len(labels),), self.length)
-            parts = zip(pixels.split(counts), lengths.split(counts), labels.split(counts), strict=True)
-            return ArenaData(*(LabelledSequences(*part, self.task.classes) for part in parts))
+            drawn = zip(pixels.split(counts), lengths.split(counts), labels.split(counts), strict=True)
+            return ArenaData(*(LabelledSequences(*part, self.task.classes) for part in drawn))
         rows = files.pathfinder_rows(self._place("curv_contour_length_14"))
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(_SPLIT)).tolist()
         held = len(rows) // 10

@@ -65,11 +65,12 @@ def review_rows(folder: Path, part: str) -> Iterator[tuple[str, int]]:
             for path in files:
                 yield _text(path), label
         return
-    path = next((folder / f"{part}{end}" for end in (".csv", ".tsv") if (folder / f"{part}{end}").is_file()), None)
-    if path is None:
+    tables = [path for path in (folder / f"{part}.csv", folder / f"{part}.tsv") if path.is_file()]
+    if not tables:
         raise FileNotFoundError(
             f"data: {str(folder)!r} has neither a folder {part!r} nor a file {part}.csv or {part}.tsv"
         )
+    path = tables[0]
     rows = csv.reader(io.StringIO(_text(path), newline=""), delimiter="\t" if path.suffix == ".tsv" else ",")
     head = [name.strip().lower() for name in next(rows, [])]
     columns = [next((head.index(name) for name in names if name in head), None) for names in _TEXT_COLUMNS]
@@ -142,7 +143,9 @@ def grey_image(path: Path, side: int) -> np.ndarray:
     try:
         from PIL import Image
     except ImportError:
-        raise ValueError("data: Pathfinder's published files are pictures, read with Pillow: pip install pillow") from None
+        raise ValueError(
+            "data: Pathfinder's published files are pictures, read with Pillow: pip install pillow"
+        ) from None
     if not path.is_file():
         raise FileNotFoundError(f"data: there is no file {str(path)!r}, which the metadata name")
     try:

@@ -138,9 +138,9 @@ def test_runs_that_cannot_be(tmp_path, changes, message):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--task", "text"], "error: data: the task 'text' is read from files; give a folder that holds aclImdb"),
-        (["--task", "text", "--data", "none"], "error: data: there is no folder 'none'; expected aclImdb"),
-        (["--task", "lisstops"], "error: task: unknown name 'lisstops'; nearest: 'listops'"),
+        (["--task", "text"], "statescan: data: the task 'text' is read from files; give a folder that holds aclImdb"),
+        (["--task", "text", "--data", "none"], "statescan: data: there is no folder 'none'; expected aclImdb"),
+        (["--task", "lisstops"], "statescan: task: unknown name 'lisstops'; nearest: 'listops'"),
     ],
 )
 def test_errors_of_the_command_are_one_line(capsys, monkeypatch, tmp_path, arguments, line):

@@ -1,5 +1,6 @@
 """Data: readers of a user's text, and generators of the synthetic tasks."""
 
+from statescan.data._arena import ARENA, ArenaData, ArenaTask, arena_task, read_arena
 from statescan.data._copying import Copying, SelectiveCopying, copying
 from statescan.data._induction import InductionHead, InductionHeads, induction_head_sequences
 from statescan.data._listops import LISTOPS_VOCABULARY, ListOps, evaluate_listops, listops_tokens, listops_value
@@ -29,12 +30,15 @@ from statescan.data.environments import (
 )
 
 __all__ = [
+    "ARENA",
     "ENVIRONMENTS",
     "IGNORED",
     "LISTOPS_VOCABULARY",
     "PATHFINDER",
     "SEQUENCE_DATA",
     "SYNTHETIC_TASKS",
+    "ArenaData",
+    "ArenaTask",
     "AssociativeRecall",
     "ContinuedOrder",
     "Copying",
@@ -65,6 +69,7 @@ __all__ = [
     "TokenBatches",
     "TokenStream",
     "adding",
+    "arena_task",
     "as_gymnasium",
     "associative_recall_sequences",
     "batch_seed",
@@ -80,6 +85,7 @@ __all__ = [
     "multi_query_recall",
     "pathfinder",
     "pathfinder_batch",
+    "read_arena",
     "read_sequences",
     "read_series",
     "read_text",

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from statescan.data import IGNORED, batch_seed
 from statescan.layers import ResidualBlock, State
-from statescan.tasks._settings import TrainingSettings
+from statescan.tasks._settings import TrainingSettings, rates_of
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,33 @@ def schedule(settings: TrainingSettings) -> Callable[[int], float]:
     return factor
 
 
+def with_rates(model: Any, groups: list[dict[str, Any]], rates: dict[str, float]) -> list[dict[str, Any]]:
+    """The groups without empty ones, those parameters apart that have learning rates of their own.
+
+    Arguments:
+        model: whose parameters they are.
+        groups: from its `parameter_groups`.
+        rates: by a part of the parameter's name; the first that fits counts.
+
+    Raises:
+        ValueError: for a part that is in no name.
+    """
+    names = {parameter: f".{name}" for name, parameter in model.named_parameters()}
+    for part in rates:
+        if not any(part in name for name in names.values()):
+            shown = ", ".join(sorted({name.rpartition(".")[2] for name in names.values()}))
+            raise ValueError(f"learning_rates: no parameter's name holds {part!r}; their names end in {shown}")
+    divided = []
+    for group in groups:
+        by_rate: dict[float | None, list[Tensor]] = {}
+        for parameter in group["params"]:
+            rate = next((rate for part, rate in rates.items() if part in names[parameter]), None)
+            by_rate.setdefault(rate, []).append(parameter)
+        for rate, parameters in by_rate.items():
+            divided.append(group | {"params": parameters} | ({} if rate is None else {"lr": rate}))
+    return divided
+
+
 class Learner(lightning.LightningModule):
     """Trains a model on batches, dictionaries of tensors whose first axis is the batch.
 
@@ -140,7 +167,9 @@ class Learner(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and cosine."""
-        groups = [group for group in self.model.parameter_groups(self.settings.weight_decay) if group["params"]]
+        groups = with_rates(
+            self.model, self.model.parameter_groups(self.settings.weight_decay), rates_of(self.settings.learning_rates)
+        )
         optimizer = torch.optim.AdamW(groups, lr=self.settings.learning_rate, betas=self.settings.betas)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(self.settings))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -4,12 +4,13 @@ python -m benchmarks.recall --out runs/recall
 
 trains models of 2 layers of 64 channels, without MLPs, on sequences of 64 tokens with 4, 8 and 16 keys, and asks how many
 values are right with as many keys, and with 32 keys in 128 tokens, which no model has seen. Every size of every mixer is
-trained with the same learning rates for the same number of steps (fewer, if it answers everything before), and the best rate
+trained with the same learning rates for the same number of steps (fewer, if it answers everything before); the best rate
 counts. Attention, sliding windows and Based stand after a gated short convolution, as published; the others are both layers.
 Bytes are those of `State.nbytes` for one sequence after its last token, so attention's are those of its cache.
 
 The picture goes to ``docs/assets/recall.png``, figures to ``benchmarks/results/recall.json`` and ``.md``. Finished trainings
-are kept in ``OUT/points.json``: a killed run goes on there. Arora et al. 2023 (arXiv 2312.04927) and 2024 (arXiv 2402.18668).
+are kept in ``OUT/points.jsonl``: a killed run goes on there. Several may share the folder, each with families of its own.
+Arora et al. 2023 (arXiv 2312.04927) and 2024 (arXiv 2402.18668).
 """
 
 from __future__ import annotations
@@ -62,7 +63,10 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "Based": {f"features {size}": _after_conv("based", heads=1, feature_dim=size) for size in (2, 4, 8, 16)},
     "Mamba": {f"N {size}": _both("mamba", state_dim=size) for size in (1, 4, 16, 64)},
-    "H3": {f"N {size}, head {head}": _both("h3", state_dim=size, head_dim=head) for size, head in ((4, 1), (16, 1), (16, 2))},
+    "H3": {
+        f"N {size}, head {head}": _both("h3", state_dim=size, head_dim=head)
+        for size, head in ((4, 1), (16, 1), (16, 2))
+    },
     "S4D": {f"N {size}": _both("s4d", state_dim=size) for size in (4, 16, 64)},
 }
 
@@ -122,7 +126,9 @@ def train(fields: dict[str, Any], rate: float, *, steps: int, show: str = "") ->
         "bytes": state_bytes(model, HEADLINE[0]),
         "steps": step,
         "seconds": time.process_time() - began,
-        "accuracy": {str(pairs): accuracy(model, length, pairs, examples=256, stream="test") for length, pairs in ASKED},
+        "accuracy": {
+            str(pairs): accuracy(model, length, pairs, examples=256, stream="test") for length, pairs in ASKED
+        },
     }
 
 
@@ -143,10 +149,14 @@ def draw(path: Path, rows: list[dict[str, Any]]) -> None:
         for colour, marker, family in zip(COLOURS, "osD^vP", FAMILIES, strict=True):
             points = sorted((row["state bytes"], row[f"{pairs} keys"]) for row in rows if row["family"] == family)
             if points:
-                place.plot(*zip(*points, strict=True), color=colour, marker=marker, label=family, linewidth=1.6, markersize=5)
+                place.plot(
+                    *zip(*points, strict=True), color=colour, marker=marker, label=family, linewidth=1.6, markersize=5
+                )
         place.set_xscale("log", base=2)
         place.set_xlabel("bytes of the state, one sequence of 64 tokens")
-        place.set_title(f"{pairs} keys" + ("" if (64, pairs) in LEARNT else " in 128 tokens, not trained on"), fontsize=10)
+        place.set_title(
+            f"{pairs} keys" + ("" if (64, pairs) in LEARNT else " in 128 tokens, not trained on"), fontsize=10
+        )
         place.grid(alpha=0.25)
         for side in ("top", "right"):
             place.spines[side].set_visible(False)
@@ -165,7 +175,7 @@ def main() -> None:
     parser.add_argument("--no-save", action="store_true", help="leave results and picture as they are")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    points = Points(options.out / "points.json")
+    points = Points(options.out / "points.jsonl")
     rows = []
     for family in options.family:
         for size, fields in FAMILIES[family].items():
@@ -173,7 +183,9 @@ def main() -> None:
             for rate in RATES:
                 point = {"fields": fields, "rate": rate, "steps": options.steps}
                 show = f"{family}, {size}, {rate:g}"
-                trainings[rate] = points.get(point, functools.partial(train, fields, rate, steps=options.steps, show=show))
+                trainings[rate] = points.get(
+                    point, functools.partial(train, fields, rate, steps=options.steps, show=show)
+                )
                 print(f"{show}: {trainings[rate]}", flush=True)
             found = best(trainings)
             rows.append(

@@ -167,13 +167,14 @@ def draw(path: Path, rows: list[dict[str, Any]]) -> None:
                 x, y = zip(*points, strict=True)
                 place.plot(x, y, color=colour, marker=marker, label=family, linewidth=1.6, markersize=5)
         place.set_xscale("log", base=2)
-        place.set_xlabel(f"bytes of the state after {HARDEST[0]} tokens")
+        place.set_xlabel(f"KiB of state after {HARDEST[0]} tokens")
+        place.xaxis.set_major_formatter(lambda value, _: f"{value / 1024:g}")
         place.set_title(f"{pairs} keys in {length} tokens", fontsize=10)
         place.grid(alpha=0.25)
         for side in ("top", "right"):
             place.spines[side].set_visible(False)
     figure.axes[0].set_ylabel("fraction of values recalled")
-    figure.axes[0].legend(frameon=False, fontsize=8)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
 
@@ -184,6 +185,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/recall"), help="folder of what is finished")
     parser.add_argument("--steps", type=int, default=STEPS, help="optimiser steps at most")
     parser.add_argument("--families", choices=FAMILIES, nargs="+", default=list(FAMILIES), help="measure only these")
+    parser.add_argument("--sizes", nargs="+", help="measure only these, of every family")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="learning rates")
     parser.add_argument("--no-save", action="store_true", help="leave results and picture as they are")
     options = parser.parse_args()
@@ -192,6 +194,8 @@ def main() -> None:
     trainings: dict[tuple[str, str], dict[float, dict[str, Any]]] = {}
     for rate, family in itertools.product(options.rates, options.families):
         for size, fields in FAMILIES[family].items():
+            if options.sizes and size not in options.sizes:
+                continue
             show = f"{family}, {size}, {rate:g}"
             call = functools.partial(train, fields, rate, steps=options.steps, show=show)
             found = points.get(SETTING | {"fields": fields, "rate": rate, "steps": options.steps}, call)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from statescan.layers._attention import Attention
-from statescan.layers._based import SlidingAttention, TaylorLinearAttention
+from statescan.layers._based import BaseConv, SlidingAttention, TaylorLinearAttention
 from statescan.layers._h3 import H3
 from statescan.layers._long_conv import LongConv
 from statescan.layers._mamba import Mamba
@@ -101,6 +101,7 @@ def _recurrent(kind: Literal["gru", "lstm"]) -> Callable[..., nn.Module]:
 #: What makes a mixer of `dim` channels; its keywords are the options.
 MIXERS: dict[str, Callable[..., nn.Module]] = {
     "attention": _attention,
+    "base_conv": BaseConv,
     "based": TaylorLinearAttention,
     "gru": _recurrent("gru"),
     "h3": _h3,

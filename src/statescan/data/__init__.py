@@ -22,6 +22,7 @@ from statescan.data._windows import ContinuedOrder, SequentialOrder, ShuffledOrd
 from statescan.data.environments import (
     ENVIRONMENTS,
     MemoryEnvironment,
+    MetaCartPole,
     RepeatPrevious,
     StatelessCartPole,
     as_gymnasium,
@@ -45,6 +46,7 @@ __all__ = [
     "LabelledSequences",
     "ListOps",
     "MemoryEnvironment",
+    "MetaCartPole",
     "MultiQueryRecall",
     "Passkey",
     "PathfinderImage",

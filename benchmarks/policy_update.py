@@ -3,8 +3,8 @@
 python -m benchmarks.policy_update
 
 takes turns, at the sizes of ``s5_rl_tiny`` and of the published agent, with an episode beginning at every hundredth step and
-with none; ``ratio`` is the time in units of S5's. ``s5, products alone`` are the matrix products that S5's agent makes, which
-no other way of computing it can leave out. Figures go to ``benchmarks/results/policy_update.json`` and ``.md``.
+with none; ``ratio`` is the time in units of S5's. ``s5, products alone`` are the matrix products that S5's agent makes:
+no other way of computing it can leave them out. Figures go to ``benchmarks/results/policy_update.json`` and ``.md``.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from statescan.data._windows import ContinuedOrder, SequentialOrder, ShuffledOrd
 from statescan.data.environments import (
     ENVIRONMENTS,
     MemoryEnvironment,
+    MetaCartPole,
     RepeatPrevious,
     StatelessCartPole,
     as_gymnasium,
@@ -49,6 +50,7 @@ __all__ = [
     "LabelledSequences",
     "ListOps",
     "MemoryEnvironment",
+    "MetaCartPole",
     "MultiQueryRecall",
     "Passkey",
     "PathfinderImage",

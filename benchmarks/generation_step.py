@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from benchmarks import _measure
-from statescan import models
 from statescan.layers import State
+from statescan.models.hybrid import HybridConfig, HybridLanguageModel
 
 DIM, DEPTH, HEADS, MLP = 512, 2, 8, 832
 CONTEXTS = (1024, 4096, 16_384)
@@ -32,7 +32,7 @@ MIXERS = ("s4", "s4d", "h3", "attention")
 def build(mixer: str) -> Any:
     """A model whose every block has this mixer."""
     torch.manual_seed(0)
-    config = models.hybrid.HybridConfig(
+    config = HybridConfig(
         dim=DIM,
         depth=DEPTH,
         vocab_size=256,
@@ -41,7 +41,7 @@ def build(mixer: str) -> Any:
         mlp_multiple_of=8,
         attention={"heads": HEADS, "rotary_dim": DIM // HEADS},
     )
-    return models.hybrid.HybridLanguageModel(config).eval()
+    return HybridLanguageModel(config).eval()
 
 
 def after(model: Any, mixer: str, context: int, batch: int) -> State:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from statescan.layers import SequenceDropout
+from statescan.layers._residual import without_state
 from statescan.models._model import Model
 
 #: Norms by name; see `PositionNorm`.
@@ -115,7 +116,7 @@ class ClassifierBlock(nn.Module):
         mixed = self.norm(x, valid) if self.prenorm else x
         if valid is not None:
             mixed = mixed * valid[..., None]
-        out = self.mixer(mixed, **options)
+        out = self.mixer(mixed, **(without_state(self.mixer, False) | options))
         x = x + self.dropout(out[0] if isinstance(out, tuple) else out)
         return x if self.prenorm else self.norm(x, valid)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from statescan.layers import Attention, SequenceDropout
+from statescan.layers._residual import without_state
 from statescan.models._model import Model
 
 #: Norms by name; see `PositionNorm`.
@@ -119,7 +120,7 @@ class ClassifierBlock(nn.Module):
             mixed = mixed * valid[..., None]
             if isinstance(self.mixer, Attention) and not self.mixer.causal:
                 options["valid"] = valid
-        out = self.mixer(mixed, **options)
+        out = self.mixer(mixed, **(without_state(self.mixer, False) | options))
         x = x + self.dropout(out[0] if isinstance(out, tuple) else out)
         return x if self.prenorm else self.norm(x, valid)
 

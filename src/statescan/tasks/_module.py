@@ -62,11 +62,15 @@ def token_sums(logits: Tensor, targets: Tensor, *, count_correct: bool) -> tuple
 Measure = Callable[[Any, dict[str, Any], State | None], tuple[Tensor, Tensor, State | None]]
 
 
-def next_token(*, count_correct: bool) -> Measure:
-    """How well a language model predicts the ``targets`` of ``tokens``; ``resets`` mark where documents begin."""
+def next_token(*, count_correct: bool, carry_state: bool = False) -> Measure:
+    """How well a language model predicts the ``targets`` of ``tokens``; ``resets`` mark where documents begin.
+
+    Only with `carry_state` is the model's state wanted; otherwise layers to which it is extra work leave it out.
+    """
+    options = {} if carry_state else {"return_state": False}
 
     def measure(model: Any, batch: dict[str, Any], state: State | None) -> tuple[Tensor, Tensor, State | None]:
-        logits, state = model(batch["tokens"], state, resets=batch["resets"])
+        logits, state = model(batch["tokens"], state, resets=batch["resets"], **options)
         return *token_sums(logits, batch["targets"], count_correct=count_correct), state
 
     return measure

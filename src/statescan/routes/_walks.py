@@ -33,9 +33,29 @@ def bidirectional(height: int, width: int) -> list[np.ndarray]:
     return [rows, rows[::-1]]
 
 
+def cross_unidirectional(height: int, width: int) -> list[np.ndarray]:
+    """Rows, four times: the ablation of the same paper."""
+    return [raster(height, width)] * 4
+
+
+def cross_bidirectional(height: int, width: int) -> list[np.ndarray]:
+    """Rows twice, rows reversed twice: the ablation of the same paper."""
+    rows = raster(height, width)
+    return [rows, rows, rows[::-1], rows[::-1]]
+
+
+def quarter_turns(height: int, width: int) -> list[np.ndarray]:
+    """Rows of the grid turned by no, one, two and three quarters, counterclockwise; a variant in VMamba's code."""
+    grid = raster(height, width).reshape(height, width)
+    return [np.rot90(grid, turns).reshape(-1) for turns in range(4)]
+
+
 RULES: dict[str, Rule] = {
     "raster": raster,
     "column": column,
     "cross": cross,
     "bidirectional": bidirectional,
+    "cross_unidirectional": cross_unidirectional,
+    "cross_bidirectional": cross_bidirectional,
+    "quarter_turns": quarter_turns,
 }

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import index
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -41,12 +41,12 @@ class Route:
 
     def table(self, height: int, width: int, device: torch.device | str | None = None) -> Tensor:
         """The walks (walks, length) int64; computed once for each size and device."""
-        return _constant_tensor(_table, self, index(height), index(width), torch.device(device or "cpu"))
+        return _constant_tensor("table", self, index(height), index(width), torch.device(device or "cpu"))
 
     def inverse(self, height: int, width: int, device: torch.device | str | None = None) -> Tensor:
         """Where each walk visits each cell, then each token: (walks x repeats, height x width + tokens) int64; the
         walk's length where it never does."""
-        return _constant_tensor(_inverse, self, index(height), index(width), torch.device(device or "cpu"))
+        return _constant_tensor("inverse", self, index(height), index(width), torch.device(device or "cpu"))
 
     def positions(self, height: int, width: int, device: torch.device | str | None = None) -> Tensor:
         """Where the tokens beside the grid stand in each walk: (walks, tokens) int64."""
@@ -58,7 +58,7 @@ class Route:
         Raises:
             ValueError: a walk jumps.
         """
-        return _constant_tensor(_directions, self, index(height), index(width), torch.device(device or "cpu"))
+        return _constant_tensor("directions", self, index(height), index(width), torch.device(device or "cpu"))
 
     @property
     def walks(self) -> int:
@@ -228,18 +228,23 @@ def _count(route: Route) -> int:
     return len(walks_of(route, 2, 2))
 
 
+_MAKERS: dict[str, Callable[[Route, int, int], np.ndarray]] = {
+    "table": _table,
+    "inverse": _inverse,
+    "directions": _directions,
+}
 _TENSORS: dict[tuple[object, ...], Tensor] = {}
 
 
 # `operator.index` fixes a symbolic size where `torch.compile` passes one; `int` would keep it.
 def _constant_tensor(
-    make: Callable[[Route, int, int], np.ndarray], route: Route, height: int, width: int, device: torch.device
+    kind: Literal["table", "inverse", "directions"], route: Route, height: int, width: int, device: torch.device
 ) -> Tensor:
-    key = (make, route, height, width, device)
+    key = (kind, route, height, width, device)
     found = _TENSORS.get(key)
     if found is None:
         with torch.inference_mode(False):  # what is kept must serve training too
-            found = torch.from_numpy(make(route, height, width)).to(device)
+            found = torch.from_numpy(_MAKERS[kind](route, height, width)).to(device)
         if type(found) is Tensor:  # and no tracer's fake
             if len(_TENSORS) >= 4096:
                 _TENSORS.clear()

@@ -92,7 +92,7 @@ def test_published_tensors_go_back_and_forth(name: str) -> None:
 def test_checkpoint_of_another_variant_is_refused(name: str) -> None:
     model, other = small(name), small(name, num_classes=7)
     published = family(name.rsplit("_", 1)[0]).to_published(other.state_dict(), other.config)
-    with pytest.raises(ValueError, match="tensors? do(es)? not fit"):
+    with pytest.raises(ValueError, match=r"tensors? do(es)? not fit"):
         load_published(model, published)
 
 
@@ -162,7 +162,7 @@ def test_compiles_as_one_graph(name: str) -> None:
     model = small(name).eval()
     images = torch.randn(1, 3, 64, 64)
     torch.compiler.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
     with torch.no_grad():
         torch.testing.assert_close(compiled(images), model(images), rtol=1e-4, atol=1e-4)
 

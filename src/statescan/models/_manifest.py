@@ -133,4 +133,34 @@ MANIFEST: dict[str, Entry] = {
         "statescan.models.spatial_mamba",
         ("spatial_mamba_tiny", "spatial_mamba_small", "spatial_mamba_base", "spatial_mamba_test"),
     ),
+    "vmamba": Entry(
+        "statescan.models.vmamba",
+        (
+            "vmamba_tiny",
+            "vmamba_tiny_s1l8",
+            "vmamba_small_s1l20",
+            "vmamba_base_s1l20",
+            "vmamba_tiny_s2l5",
+            "vmamba_small_s2l15",
+            "vmamba_base_s2l15",
+            "vanilla_vmamba_tiny",
+            "vanilla_vmamba_small",
+            "vanilla_vmamba_base",
+            "vmamba_tiny_m2",
+            "vmamba_small_m2",
+            "vmamba_base_m2",
+        ),
+    ),
+    "efficient_vmamba": Entry(
+        "statescan.models.efficient_vmamba",
+        ("efficient_vmamba_tiny", "efficient_vmamba_t", "efficient_vmamba_s", "efficient_vmamba_b"),
+    ),
+    "msvmamba": Entry("statescan.models.msvmamba", ("msvmamba_tiny", "msvmamba_n", "msvmamba_m", "msvmamba_t")),
+    "local_vmamba": Entry(
+        "statescan.models.local_vmamba",
+        ("local_vmamba_tiny", "local_vmamba_search", "local_vmamba_t", "local_vmamba_s"),
+    ),
+    "res_vmamba": Entry(
+        "statescan.models.res_vmamba", ("res_vmamba_tiny", "res_vmamba_t", "res_vmamba_s", "res_vmamba_b")
+    ),
 }

@@ -14,6 +14,7 @@ from statescan.ops._linear_attention import (
 )
 from statescan.ops._linear_scan import linear_scan, linear_scan_reference
 from statescan.ops._resets import resets_from_sequence_index
+from statescan.ops._route_scan import route_scan, route_scan_reference
 from statescan.ops._selective_scan import selective_scan, selective_scan_reference
 from statescan.ops._selective_state_step import selective_state_step, selective_state_step_reference
 from statescan.ops._ssd import ssd, ssd_reference
@@ -42,6 +43,8 @@ __all__ = [
     "linear_scan_reference",
     "merged_kernel",
     "resets_from_sequence_index",
+    "route_scan",
+    "route_scan_reference",
     "selective_scan",
     "selective_scan_reference",
     "selective_state_step",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
+from operator import index
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +14,11 @@ from torch import Tensor
 
 #: Gives the cells of a grid of (height, width) in visiting order: one array, or one a walk; -1 where a walk pads.
 Rule = Callable[[int, int], "np.ndarray | Sequence[np.ndarray]"]
+
+
+#: Routes by a number, which is how a compiled graph names them.
+_KEYS: dict[tuple[str, Rule], int] = {}
+_ROUTES: dict[int, Route] = {}
 
 
 @dataclass(frozen=True)
@@ -26,26 +33,50 @@ class Route:
 
     name: str
     rule: Rule
+    key: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", _KEYS.setdefault((self.name, self.rule), len(_KEYS)))
+        _ROUTES[self.key] = self
 
     def table(self, height: int, width: int, device: torch.device | str | None = None) -> Tensor:
         """The walks (walks, length) int64; computed once for each size and device."""
-        return _table(self, height, width, torch.device(device or "cpu"))
+        return self._tensor("table", height, width, device)
 
     def inverse(self, height: int, width: int, device: torch.device | str | None = None) -> Tensor:
         """Where each walk visits each cell (walks, height x width) int64; the walk's length where it never does."""
-        return _inverse(self, height, width, torch.device(device or "cpu"))
+        return self._tensor("inverse", height, width, device)
+
+    def is_padded(self, height: int, width: int) -> bool:
+        """Whether some walk passes through places that belong to no cell."""
+        return self._constant("is_padded", index(height), index(width))
+
+    def is_partial(self, height: int, width: int) -> bool:
+        """Whether some walk leaves a cell out."""
+        return self._constant("is_partial", index(height), index(width))
 
     @property
     def walks(self) -> int:
         """How many walks there are."""
-        return self.table(2, 2).shape[0]
+        return self._constant("walks", 2, 2)
+
+    def _tensor(self, kind: str, height: int, width: int, device: torch.device | str | None) -> Tensor:
+        if torch.compiler.is_compiling():  # the rules are plain Python and numpy: the graph has a node that knows them
+            where = torch.device(device or "cpu")
+            return torch.ops.statescan.route_table(self.key, kind, index(height), index(width), where)
+        return _derived(self, kind, height, width, torch.device(device or "cpu"))
+
+    # A size that the compiler had taken for a variable is a constant from here on: see the calls of `index`.
+    @torch.compiler.assume_constant_result
+    def _constant(self, kind: str, height: int, width: int) -> Any:
+        return _derived(self, kind, height, width, torch.device("cpu"))
 
     def walk(self, grid: Tensor) -> Tensor:
         """grid (batch, height, width, channels) -> sequences (batch, length, walks, channels)."""
         _, height, width, channels = _check_grid(grid)
         table = self.table(height, width, grid.device)
         cells = grid.flatten(1, 2)
-        if bool(_has_padding(self, height, width)):
+        if self.is_padded(height, width):
             cells = torch.cat([cells, cells.new_zeros(cells.shape[0], 1, channels)], 1)  # index -1 reads the zeros
             table = table.where(table >= 0, cells.shape[1] - 1)
         return cells[:, table.transpose(0, 1).reshape(-1)].unflatten(1, (table.shape[1], table.shape[0]))
@@ -55,7 +86,7 @@ class Route:
         channels); zero where it never came."""
         batch, _, walks, channels = self._check_sequences(sequences, height, width)
         inverse = self.inverse(height, width, sequences.device)
-        if _is_partial(self, height, width):
+        if self.is_partial(height, width):
             sequences = torch.cat([sequences, sequences.new_zeros(batch, 1, walks, channels)], 1)
         which = torch.arange(walks, device=sequences.device)
         return sequences[:, inverse.transpose(0, 1), which].unflatten(1, (height, width))
@@ -92,6 +123,17 @@ class Route:
         return batch, length, walks, channels
 
 
+@torch.library.custom_op("statescan::route_table", mutates_args=())
+def _route_table(key: int, kind: str, height: int, width: int, device: torch.device) -> Tensor:
+    return _derived(_ROUTES[key], kind, height, width, device).clone()
+
+
+@_route_table.register_fake
+def _(key: int, kind: str, height: int, width: int, device: torch.device) -> Tensor:
+    shape = _derived(_ROUTES[key], kind, height, width, torch.device("meta")).shape
+    return torch.empty(shape, dtype=torch.int64, device=device)
+
+
 def _check_grid(grid: Tensor) -> tuple[int, int, int, int]:
     if grid.ndim != 4:
         raise ValueError(f"grid: (batch, height, width, channels), got {tuple(grid.shape)}")
@@ -106,37 +148,34 @@ def _walks(route: Route, height: int, width: int) -> list[np.ndarray]:
     return [found] if isinstance(found, np.ndarray) and found.ndim == 1 else list(found)
 
 
-@lru_cache(maxsize=1024)
-def _table(route: Route, height: int, width: int, device: torch.device) -> Tensor:
+@lru_cache(maxsize=4096)
+def _derived(route: Route, kind: str, height: int, width: int, device: torch.device) -> Any:
+    if kind == "is_padded":
+        return bool((route.table(height, width) < 0).any())
+    if kind == "is_partial":
+        table = route.table(height, width)
+        return bool((route.inverse(height, width) == table.shape[1]).any())
+    if kind == "walks":
+        return route.table(height, width).shape[0]
+    rows = _table(route, height, width)
+    return torch.from_numpy(rows if kind == "table" else _inverse(route, rows, height * width)).to(device)
+
+
+def _table(route: Route, height: int, width: int) -> np.ndarray:
     walks = _walks(route, height, width)
-    length = max(len(walk) for walk in walks)
-    table = np.full((len(walks), length), -1, dtype=np.int64)
+    table = np.full((len(walks), max(len(walk) for walk in walks)), -1, dtype=np.int64)
     for row, walk in zip(table, walks, strict=True):
         row[: len(walk)] = walk
     if table.size and (table.max() >= height * width or table.min() < -1):
         raise ValueError(f"route {route.name!r}: a cell outside of the {height} x {width} grid")
-    return torch.from_numpy(table).to(device)
+    return table
 
 
-@lru_cache(maxsize=1024)
-def _inverse(route: Route, height: int, width: int, device: torch.device) -> Tensor:
-    table = route.table(height, width).numpy()
-    walks, length = table.shape
-    inverse = np.full((walks, height * width), length, dtype=np.int64)
+def _inverse(route: Route, table: np.ndarray, cells: int) -> np.ndarray:
+    inverse = np.full((len(table), cells), table.shape[1], dtype=np.int64)
     for row, walk in zip(inverse, table, strict=True):
         visited = walk[walk >= 0]
         if len(np.unique(visited)) != len(visited):
-            raise ValueError(f"route {route.name!r} comes twice to a cell of the {height} x {width} grid")
+            raise ValueError(f"route {route.name!r} comes twice to a cell of a grid of {cells} cells")
         row[visited] = np.flatnonzero(walk >= 0)
-    return torch.from_numpy(inverse).to(device)
-
-
-@lru_cache(maxsize=1024)
-def _has_padding(route: Route, height: int, width: int) -> bool:
-    return bool((route.table(height, width) < 0).any())
-
-
-@lru_cache(maxsize=1024)
-def _is_partial(route: Route, height: int, width: int) -> bool:
-    length = route.table(height, width).shape[1]
-    return bool((route.inverse(height, width) == length).any())
+    return inverse

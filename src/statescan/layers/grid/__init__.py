@@ -1,8 +1,12 @@
 """Parts of image backbones: mixers of grids (batch, height, width, channels) and what stands around them."""
 
 from statescan.layers.grid._attention import GridAttention
+from statescan.layers.grid._cascade_scan import CascadeScan
+from statescan.layers.grid._channel_mixers import ChannelGate, ConvolutionMLP, InvertedResidual
 from statescan.layers.grid._gated_convolution import GatedConvolution
 from statescan.layers.grid._hidden_state_mixer import HiddenStateBlock, HiddenStateMixer
+from statescan.layers.grid._local_scan import DIRECTIONS, LocalScan, WalkMixer, legacy_return, local_route
+from statescan.layers.grid._multiscale import MultiScaleSS2D
 from statescan.layers.grid._parts import (
     ConvolutionNorm,
     DropPath,
@@ -25,13 +29,14 @@ from statescan.layers.grid._patches import (
     PositionGrid,
 )
 from statescan.layers.grid._route_scan import RouteScan
+from statescan.layers.grid._route_ssd import RouteSSD
 from statescan.layers.grid._self_distillation import mesa_loss
 from statescan.layers.grid._ss2d import SS2D
 from statescan.layers.grid._ssd import GridSSD
 from statescan.layers.grid._stems import (
-    ConvolutionMLP,
     ConvolutionStem,
     InvertedDownsample,
+    PointwiseMLP,
     Residual,
     ResidualStem,
     SqueezeDownsample,
@@ -48,7 +53,10 @@ from statescan.layers.grid._wavelets import (
 )
 
 __all__ = [
+    "DIRECTIONS",
     "SS2D",
+    "CascadeScan",
+    "ChannelGate",
     "ConvolutionDownsample",
     "ConvolutionMLP",
     "ConvolutionNorm",
@@ -63,19 +71,25 @@ __all__ = [
     "HiddenStateBlock",
     "HiddenStateMixer",
     "InvertedDownsample",
+    "InvertedResidual",
+    "LocalScan",
     "MultiReceptiveMixer",
+    "MultiScaleSS2D",
     "NormLinear",
     "OverlappingStem",
     "PatchEmbedding",
     "PatchMerging",
+    "PointwiseMLP",
     "PositionGrid",
     "Residual",
     "ResidualStem",
+    "RouteSSD",
     "RouteScan",
     "SqueezeDownsample",
     "SqueezeExcite",
     "StateFusion",
     "StructureAwareSSM",
+    "WalkMixer",
     "WaveletConvolution",
     "depthwise",
     "depthwise_norm",
@@ -84,6 +98,8 @@ __all__ = [
     "grid_activation",
     "haar_filters",
     "inverse_wavelet_transform",
+    "legacy_return",
+    "local_route",
     "mesa_loss",
     "nearest_multiple",
     "resize_grid",

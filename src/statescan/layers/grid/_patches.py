@@ -51,9 +51,10 @@ class OverlappingStem(nn.Sequential):
     Arguments:
         in_channels: of the image.
         dim: channels of the grid; half as many between.
-        norm: makes a norm.
+        norm: makes a norm; None for none.
         inner_norm: whether there is one between the convolutions.
         activation: between the convolutions, by name.
+        patch: stride in all, even; each convolution has stride patch / 2 and a kernel one wider, padded by 1.
     """
 
     def __init__(
@@ -61,16 +62,18 @@ class OverlappingStem(nn.Sequential):
         in_channels: int,
         dim: int,
         *,
-        norm: Norm = nn.LayerNorm,
+        norm: Norm | None = nn.LayerNorm,
         inner_norm: bool = True,
         activation: str = "gelu",
+        patch: int = 4,
     ):
         super().__init__()
-        self.convolution1 = GridConvolution(in_channels, dim // 2, 3, stride=2, padding=1)
-        self.norm1 = norm(dim // 2) if inner_norm else nn.Identity()
+        stride = patch // 2
+        self.convolution1 = GridConvolution(in_channels, dim // 2, stride + 1, stride=stride, padding=1)
+        self.norm1 = norm(dim // 2) if norm is not None and inner_norm else nn.Identity()
         self.activation = grid_activation(activation)
-        self.convolution2 = GridConvolution(dim // 2, dim, 3, stride=2, padding=1)
-        self.norm2 = norm(dim)
+        self.convolution2 = GridConvolution(dim // 2, dim, stride + 1, stride=stride, padding=1)
+        self.norm2 = norm(dim) if norm is not None else nn.Identity()
 
 
 class PatchMerging(nn.Module):

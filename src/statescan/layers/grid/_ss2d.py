@@ -36,6 +36,8 @@ class SS2D(nn.Module):
         initialisation: of the scans; see `RouteScan`.
         dropout: of the output.
         projection: makes the outer projections from the sizes of their input and output; linear layers unless given.
+        scan: a module from (a grid of inner channels, the route) to such a grid; `RouteScan` unless given, and then
+            `state_dim`, `dt_rank` and `initialisation` are its own affair.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class SS2D(nn.Module):
         initialisation: Literal["v0", "v1", "v2"] = "v0",
         dropout: float = 0.0,
         projection: Callable[[int, int], nn.Module] | None = None,
+        scan: nn.Module | None = None,
     ):
         super().__init__()
         inner = int(expand * dim)
@@ -66,7 +69,9 @@ class SS2D(nn.Module):
         self.activation = grid_activation(activation)
         self.gate = grid_activation(gate) if gate is not None else None
         rank = math.ceil(dim / 16) if dt_rank == "auto" else dt_rank
-        self.scan = RouteScan(inner, self.route.walks, state_dim=state_dim, dt_rank=rank, initialisation=initialisation)
+        if scan is None:
+            scan = RouteScan(inner, self.route.walks, state_dim=state_dim, dt_rank=rank, initialisation=initialisation)
+        self.scan = scan
         self.output_norm = nn.LayerNorm(inner) if output_norm is None else output_norm
         self.output_activation = grid_activation(output_activation)
         self.output_projection = projection(inner, dim)

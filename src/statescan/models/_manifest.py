@@ -63,6 +63,7 @@ MANIFEST: dict[str, Entry] = {
             "s4_speech",
             "s4_lra_listops",
             "s4_lra_text",
+            "s4_lra_retrieval",
             "s4_lra_image",
             "s4_lra_pathfinder",
             "s4_lra_pathx",
@@ -75,6 +76,7 @@ MANIFEST: dict[str, Entry] = {
             "s4d_example",
             "s4d_lra_listops",
             "s4d_lra_text",
+            "s4d_lra_retrieval",
             "s4d_lra_image",
             "s4d_lra_pathfinder",
             "s4d_lra_pathx",
@@ -86,6 +88,7 @@ MANIFEST: dict[str, Entry] = {
             "long_conv_tiny",
             "long_conv_lra_listops",
             "long_conv_lra_text",
+            "long_conv_lra_retrieval",
             "long_conv_lra_image",
             "long_conv_lra_pathfinder",
             "long_conv_lra_pathx",
@@ -96,6 +99,36 @@ MANIFEST: dict[str, Entry] = {
         ("h3_tiny", "h3_125m", "h3_355m", "h3_1.3b", "h3_2.7b", "h3_2.7b_rotary"),
     ),
     "s4nd": Entry("statescan.models.s4nd", ("s4nd_tiny", "s4nd_cifar")),
+    "vmamba": Entry(
+        "statescan.models.vmamba",
+        (
+            "vmamba_tiny",
+            "vmamba_tiny_s1l8",
+            "vmamba_small_s1l20",
+            "vmamba_base_s1l20",
+            "vmamba_tiny_s2l5",
+            "vmamba_small_s2l15",
+            "vmamba_base_s2l15",
+            "vanilla_vmamba_tiny",
+            "vanilla_vmamba_small",
+            "vanilla_vmamba_base",
+            "vmamba_tiny_m2",
+            "vmamba_small_m2",
+            "vmamba_base_m2",
+        ),
+    ),
+    "efficient_vmamba": Entry(
+        "statescan.models.efficient_vmamba",
+        ("efficient_vmamba_tiny", "efficient_vmamba_t", "efficient_vmamba_s", "efficient_vmamba_b"),
+    ),
+    "msvmamba": Entry("statescan.models.msvmamba", ("msvmamba_tiny", "msvmamba_n", "msvmamba_m", "msvmamba_t")),
+    "local_vmamba": Entry(
+        "statescan.models.local_vmamba",
+        ("local_vmamba_tiny", "local_vmamba_search", "local_vmamba_t", "local_vmamba_s"),
+    ),
+    "res_vmamba": Entry(
+        "statescan.models.res_vmamba", ("res_vmamba_tiny", "res_vmamba_t", "res_vmamba_s", "res_vmamba_b")
+    ),
     "mambaout": Entry(
         "statescan.models.mambaout",
         (
@@ -133,34 +166,34 @@ MANIFEST: dict[str, Entry] = {
         "statescan.models.spatial_mamba",
         ("spatial_mamba_tiny", "spatial_mamba_small", "spatial_mamba_base", "spatial_mamba_test"),
     ),
-    "vmamba": Entry(
-        "statescan.models.vmamba",
+    "vim": Entry(
+        "statescan.models.vim",
+        ("vim_micro", "vim_tiny", "vim_small", "vim_base", "vim_tiny_stride8", "vim_small_stride8"),
+    ),
+    "lbmamba": Entry(
+        "statescan.models.lbmamba",
+        ("lbvim_micro", "lbvim_tiny", "lbvim_300", "lbvim_small", "lbvim_528_attention"),
+    ),
+    "plainmamba": Entry(
+        "statescan.models.plainmamba", ("plainmamba_tiny", "plainmamba_l1", "plainmamba_l2", "plainmamba_l3")
+    ),
+    "rsmamba": Entry(
+        "statescan.models.rsmamba",
+        ("rsmamba_tiny", "rsmamba_small", "rsmamba_base", "rsmamba_large", "rsmamba_huge"),
+    ),
+    "patch_scaling": Entry(
+        "statescan.models.patch_scaling",
         (
-            "vmamba_tiny",
-            "vmamba_tiny_s1l8",
-            "vmamba_small_s1l20",
-            "vmamba_base_s1l20",
-            "vmamba_tiny_s2l5",
-            "vmamba_small_s2l15",
-            "vmamba_base_s2l15",
-            "vanilla_vmamba_tiny",
-            "vanilla_vmamba_small",
-            "vanilla_vmamba_base",
-            "vmamba_tiny_m2",
-            "vmamba_small_m2",
-            "vmamba_base_m2",
+            "adventurer_micro",
+            "adventurer_tiny",
+            "adventurer_small",
+            "adventurer_base",
+            "adventurer_large",
+            "adventurer_tiny_patch1",
+            "adventurer_small_patch1",
+            "adventurer_base_patch1",
+            "adventurer_large_patch1",
         ),
     ),
-    "efficient_vmamba": Entry(
-        "statescan.models.efficient_vmamba",
-        ("efficient_vmamba_tiny", "efficient_vmamba_t", "efficient_vmamba_s", "efficient_vmamba_b"),
-    ),
-    "msvmamba": Entry("statescan.models.msvmamba", ("msvmamba_tiny", "msvmamba_n", "msvmamba_m", "msvmamba_t")),
-    "local_vmamba": Entry(
-        "statescan.models.local_vmamba",
-        ("local_vmamba_tiny", "local_vmamba_search", "local_vmamba_t", "local_vmamba_s"),
-    ),
-    "res_vmamba": Entry(
-        "statescan.models.res_vmamba", ("res_vmamba_tiny", "res_vmamba_t", "res_vmamba_s", "res_vmamba_b")
-    ),
+    "vit": Entry("statescan.models.vit", ("vit_micro", "deit_tiny", "deit_small", "deit_base", "deit_tiny_patch1")),
 }

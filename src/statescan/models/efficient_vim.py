@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from statescan.layers.grid import (
+    ConvolutionMLP,
     ConvolutionStem,
     DropPath,
     HiddenStateBlock,
     HiddenStateMixer,
-    PointwiseMLP,
     Residual,
     SqueezeDownsample,
     depthwise_norm,
@@ -153,7 +153,7 @@ def build_block(config: EfficientViMConfig, stage: int, drop_path: float) -> Hid
         HiddenStateMixer(width, state_dim=config.state_dims[stage], expand=config.expand),
         nn.LayerNorm(width),
         (depthwise_norm(width), depthwise_norm(width)),
-        PointwiseMLP(width, int(width * config.mlp_ratio), norm_weight=1.0),
+        ConvolutionMLP(width, int(width * config.mlp_ratio), norm_weight=1.0),
         width,
         drop_path=DropPath(drop_path),
     )

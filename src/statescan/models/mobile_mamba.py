@@ -14,11 +14,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from statescan.layers.grid import (
+    ConvolutionMLP,
     ConvolutionStem,
     DropPath,
     MultiReceptiveMixer,
     NormLinear,
-    PointwiseMLP,
     Residual,
     SqueezeDownsample,
     depthwise_norm,
@@ -78,10 +78,10 @@ class MobileMambaBlock(nn.Module):
     def __init__(self, dim: int, mixer: nn.Module, drop_path: float):
         super().__init__()
         self.convolution1 = Residual(depthwise_norm(dim, norm_weight=0.0))
-        self.channel_mixer1 = Residual(PointwiseMLP(dim, 2 * dim))
+        self.channel_mixer1 = Residual(ConvolutionMLP(dim, 2 * dim))
         self.mixer = Residual(mixer)
         self.convolution2 = Residual(depthwise_norm(dim, norm_weight=0.0))
-        self.channel_mixer2 = Residual(PointwiseMLP(dim, 2 * dim))
+        self.channel_mixer2 = Residual(ConvolutionMLP(dim, 2 * dim))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -147,10 +147,10 @@ def build_downsample(dim: int, out_dim: int) -> nn.Module:
     """From a stage to the next: a depthwise step and a channel mixer on both sides of the strided convolution."""
     return nn.Sequential(
         Residual(depthwise_norm(dim)),
-        Residual(PointwiseMLP(dim, 2 * dim)),
+        Residual(ConvolutionMLP(dim, 2 * dim)),
         SqueezeDownsample(dim, out_dim, 4 * dim),
         Residual(depthwise_norm(out_dim)),
-        Residual(PointwiseMLP(out_dim, 2 * out_dim)),
+        Residual(ConvolutionMLP(out_dim, 2 * out_dim)),
     )
 
 

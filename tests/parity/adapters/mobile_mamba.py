@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from statescan.layers.grid import SS2D, RouteScan
+from statescan.layers.grid import SS2D
 from statescan.routes import Route
 from tests.parity._arguments import translate
 from tests.parity._fixture import Fixture, ParityError
@@ -41,23 +41,19 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 _ROUTES = {"v052d": "bidirectional"}
 
 
-class _MixedBatch(nn.Module):
-    """The published merge of two walks without a GPU."""
+class _MixedBatch(Route):
+    """The published merge without a GPU."""
 
-    def __init__(self, scan: RouteScan):
-        super().__init__()
-        self.scan = scan
-
-    def forward(self, grid: Tensor, route: Route) -> Tensor:
-        """(batch, height, width, channels) to the same shape."""
-        forwards, backwards = self.scan.walks_of(grid, route).unbind(3)
-        return forwards.sum(0) + len(grid) * backwards
+    def join(self, values: Tensor) -> Tensor:
+        """(batch, height, width, 2, channels) -> (batch, height, width, channels)."""
+        forwards, backwards = values.unbind(3)
+        return forwards.sum(0) + len(values) * backwards
 
 
 def _mix_batch(module: nn.Module) -> None:
-    for part in list(module.modules()):
-        if isinstance(part, SS2D) and isinstance(part.scan, RouteScan):
-            part.scan = _MixedBatch(part.scan)
+    for part in module.modules():
+        if isinstance(part, SS2D):
+            part.route = _MixedBatch(part.route.name, part.route.rule)
 
 
 def model(fixture: Fixture) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from statescan.layers.grid._attention import GridAttention
 from statescan.layers.grid._cascade_scan import CascadeScan
-from statescan.layers.grid._channel_mixers import ChannelGate, ConvolutionMLP, InvertedResidual
+from statescan.layers.grid._channel_mixers import ChannelGate, DepthwiseMLP, InvertedResidual
+from statescan.layers.grid._directional import DirectionalSS2D
 from statescan.layers.grid._gated_convolution import GatedConvolution
 from statescan.layers.grid._hidden_state_mixer import HiddenStateBlock, HiddenStateMixer
 from statescan.layers.grid._local_scan import DIRECTIONS, LocalScan, WalkMixer, legacy_return, local_route
@@ -27,16 +28,19 @@ from statescan.layers.grid._patches import (
     PatchEmbedding,
     PatchMerging,
     PositionGrid,
+    corner_cells,
+    pad_corner,
 )
+from statescan.layers.grid._pyramid import GridMaxPool, GridTransposedConvolution, SimplePyramid
 from statescan.layers.grid._route_scan import RouteScan
 from statescan.layers.grid._route_ssd import RouteSSD
 from statescan.layers.grid._self_distillation import mesa_loss
 from statescan.layers.grid._ss2d import SS2D
 from statescan.layers.grid._ssd import GridSSD
 from statescan.layers.grid._stems import (
+    ConvolutionMLP,
     ConvolutionStem,
     InvertedDownsample,
-    PointwiseMLP,
     Residual,
     ResidualStem,
     SqueezeDownsample,
@@ -44,6 +48,7 @@ from statescan.layers.grid._stems import (
     nearest_multiple,
 )
 from statescan.layers.grid._structure_aware_ssm import StateFusion, StructureAwareSSM
+from statescan.layers.grid._tokens import ClassPlace, PatchTokens, embed_patches
 from statescan.layers.grid._wavelets import (
     MultiReceptiveMixer,
     WaveletConvolution,
@@ -57,17 +62,22 @@ __all__ = [
     "SS2D",
     "CascadeScan",
     "ChannelGate",
+    "ClassPlace",
     "ConvolutionDownsample",
     "ConvolutionMLP",
     "ConvolutionNorm",
     "ConvolutionStem",
+    "DepthwiseMLP",
+    "DirectionalSS2D",
     "DropPath",
     "GatedConvolution",
     "GridAttention",
     "GridBatchNorm",
     "GridBlock",
     "GridConvolution",
+    "GridMaxPool",
     "GridSSD",
+    "GridTransposedConvolution",
     "HiddenStateBlock",
     "HiddenStateMixer",
     "InvertedDownsample",
@@ -79,21 +89,24 @@ __all__ = [
     "OverlappingStem",
     "PatchEmbedding",
     "PatchMerging",
-    "PointwiseMLP",
+    "PatchTokens",
     "PositionGrid",
     "Residual",
     "ResidualStem",
     "RouteSSD",
     "RouteScan",
+    "SimplePyramid",
     "SqueezeDownsample",
     "SqueezeExcite",
     "StateFusion",
     "StructureAwareSSM",
     "WalkMixer",
     "WaveletConvolution",
+    "corner_cells",
     "depthwise",
     "depthwise_norm",
     "drop_path_rates",
+    "embed_patches",
     "fold_norms",
     "grid_activation",
     "haar_filters",
@@ -102,6 +115,7 @@ __all__ = [
     "local_route",
     "mesa_loss",
     "nearest_multiple",
+    "pad_corner",
     "resize_grid",
     "wavelet_transform",
 ]

@@ -14,6 +14,18 @@ from statescan.layers.grid._parts import GridConvolution, grid_activation, resiz
 Norm = Callable[[int], nn.Module]
 
 
+def pad_corner(x: Tensor, kernel: int, stride: int) -> Tensor:
+    """Zeros at the bottom and the right of (batch, height, width, channels), so that a window of side `kernel` begins at
+    every multiple of `stride`."""
+    rows, columns = ((corner_cells(size, stride) - 1) * stride + kernel - size for size in x.shape[1:3])
+    return F.pad(x, (0, 0, 0, max(columns, 0), 0, max(rows, 0)))
+
+
+def corner_cells(size: int, stride: int) -> int:
+    """How many windows begin along a side of so many cells, padded as in `pad_corner`."""
+    return -(-size // stride)
+
+
 class PatchEmbedding(nn.Module):
     """One convolution, then a norm if there is one. Dosovitskiy et al. 2021, arXiv 2010.11929.
 
@@ -24,6 +36,7 @@ class PatchEmbedding(nn.Module):
         stride: distance of neighbouring patches; below `patch` they overlap.
         norm: makes a norm of `dim` channels; None for none.
         bias: whether the convolution has one.
+        corner: pad at the bottom and the right, so that a patch begins at every multiple of the stride.
     """
 
     def __init__(
@@ -35,13 +48,17 @@ class PatchEmbedding(nn.Module):
         stride: int | None = None,
         norm: Norm | None = None,
         bias: bool = True,
+        corner: bool = False,
     ):
         super().__init__()
+        self.corner = corner
         self.projection = GridConvolution(in_channels, dim, patch, stride=stride or patch, bias=bias)
         self.norm = norm(dim) if norm is not None else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, height, width, in_channels) -> (batch, rows, columns, dim)."""
+        if self.corner:
+            x = pad_corner(x, self.projection.kernel_size[0], self.projection.stride[0])
         return self.norm(self.projection(x))
 
 
@@ -53,8 +70,8 @@ class OverlappingStem(nn.Sequential):
         dim: channels of the grid; half as many between.
         norm: makes a norm; None for none.
         inner_norm: whether there is one between the convolutions.
-        activation: between the convolutions, by name.
         patch: stride in all, even; each convolution has stride patch / 2 and a kernel one wider, padded by 1.
+        activation: between the convolutions, by name.
     """
 
     def __init__(
@@ -64,8 +81,8 @@ class OverlappingStem(nn.Sequential):
         *,
         norm: Norm | None = nn.LayerNorm,
         inner_norm: bool = True,
-        activation: str = "gelu",
         patch: int = 4,
+        activation: str = "gelu",
     ):
         super().__init__()
         stride = patch // 2

@@ -35,9 +35,9 @@ class SS2D(nn.Module):
         output_activation: after that norm, by name.
         initialisation: of the scans; see `RouteScan`.
         dropout: of the output.
-        projection: makes the outer projections from the sizes of their input and output; linear layers unless given.
         scan: a module from (a grid of inner channels, the route) to such a grid; `RouteScan` unless given, and then
             `state_dim`, `dt_rank` and `initialisation` are its own affair.
+        projection: makes the outer projections from the sizes of their input and output; linear layers unless given.
     """
 
     def __init__(
@@ -57,8 +57,8 @@ class SS2D(nn.Module):
         output_activation: str = "identity",
         initialisation: Literal["v0", "v1", "v2"] = "v0",
         dropout: float = 0.0,
-        projection: Callable[[int, int], nn.Module] | None = None,
         scan: nn.Module | None = None,
+        projection: Callable[[int, int], nn.Module] | None = None,
     ):
         super().__init__()
         inner = int(expand * dim)

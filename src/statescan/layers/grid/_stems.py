@@ -89,7 +89,7 @@ class SqueezeDownsample(nn.Sequential):
         self.project = ConvolutionNorm(hidden, out_dim)
 
 
-class PointwiseMLP(nn.Sequential):
+class ConvolutionMLP(nn.Sequential):
     """Two 1 x 1 convolutions with batch norms, ReLU between: the channel mixer of light backbones.
 
     Arguments:

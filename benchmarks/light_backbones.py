@@ -74,7 +74,7 @@ def textures(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Te
 
 
 def below(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """A white mark, a dot of one of four colours five cells of four pixels below and to the right, three other dots.
+    """A white mark, a dot of one of four colours five cells of four pixels below and to the right.
 
     The third result is the mark's cell (row, column)."""
     labels = torch.randint(4, (count,), generator=generator)
@@ -84,10 +84,6 @@ def below(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tenso
     marks = torch.randint(side - 5, (count, 2), generator=generator)
     for image, label, mark in zip(images, labels, marks, strict=True):
         answer = mark + 5
-        for _ in range(3):
-            cell = torch.randint(side, (2,), generator=generator)
-            dot = int(torch.randint(4, (1,), generator=generator))
-            _paint(image, cell, colours[dot])
         _paint(image, answer, colours[int(label)])
         _paint(image, mark, torch.ones(3) * 2)
     return images, labels, marks

@@ -97,7 +97,7 @@ class EfficientViM(HierarchicalModel):
         super().__init__(config, stem, stages, widths, reduction=16, norm=None, head=nn.Identity())
         if not config.features_only:
             read = (*widths, widths[-1])
-            self.norm = nn.ModuleList(nn.LayerNorm(width) for width in read)
+            self.norm: Any = nn.ModuleList(nn.LayerNorm(width) for width in read)
             if config.num_classes:
                 self.head = StatesHead(read, config.num_classes)
                 if config.distillation:

@@ -128,7 +128,8 @@ class StructureAwareSSM(nn.Module):
         """States (batch, height, width, channels, state_dim) of grids x, delta (…, channels) and B (…, state_dim)."""
         height, width = x.shape[1:3]
         h = ops.selective_states(
-            *(self._walked(grid) for grid in (x, delta)),
+            self._walked(x),
+            self._walked(delta),
             -torch.exp(widen(self.A_log)),
             self._walked(B),
             delta_bias=widen(self.delta_bias),

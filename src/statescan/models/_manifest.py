@@ -125,5 +125,12 @@ MANIFEST: dict[str, Entry] = {
     ),
     "res_vmamba": Entry(
         "statescan.models.res_vmamba", ("res_vmamba_tiny", "res_vmamba_t", "res_vmamba_s", "res_vmamba_b")
+    "vim": Entry(
+        "statescan.models.vim",
+        ("vim_micro", "vim_tiny", "vim_small", "vim_base", "vim_tiny_stride8", "vim_small_stride8"),
+    ),
+    "lbmamba": Entry(
+        "statescan.models.lbmamba",
+        ("lbvim_micro", "lbvim_tiny", "lbvim_300", "lbvim_small", "lbvim_528_attention"),
     ),
 }

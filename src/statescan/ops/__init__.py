@@ -13,6 +13,7 @@ from statescan.ops._linear_attention import (
     taylor_linear_attention_step,
 )
 from statescan.ops._linear_scan import linear_scan, linear_scan_reference
+from statescan.ops._local_scan import local_scan, local_scan_reference, local_window
 from statescan.ops._resets import resets_from_sequence_index
 from statescan.ops._route_scan import route_scan, route_scan_reference
 from statescan.ops._selective_scan import selective_scan, selective_scan_reference
@@ -40,6 +41,9 @@ __all__ = [
     "gated_rms_norm_reference",
     "linear_scan",
     "linear_scan_reference",
+    "local_scan",
+    "local_scan_reference",
+    "local_window",
     "resets_from_sequence_index",
     "route_scan",
     "route_scan_reference",

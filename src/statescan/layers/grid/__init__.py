@@ -24,15 +24,18 @@ from statescan.layers.grid._patches import (
     PatchMerging,
     PositionGrid,
 )
+from statescan.layers.grid._pyramid import GridMaxPool, GridTransposedConvolution, SimplePyramid
 from statescan.layers.grid._route_scan import RouteScan
 from statescan.layers.grid._route_ssd import RouteSSD
 from statescan.layers.grid._ss2d import SS2D
+from statescan.layers.grid._tokens import ClassPlace, PatchTokens, embed_patches
 
 __all__ = [
     "DIRECTIONS",
     "SS2D",
     "CascadeScan",
     "ChannelGate",
+    "ClassPlace",
     "ConvolutionDownsample",
     "ConvolutionMLP",
     "ConvolutionNorm",
@@ -43,16 +46,21 @@ __all__ = [
     "InvertedResidual",
     "LocalScan",
     "MultiScaleSS2D",
+    "GridMaxPool",
+    "GridTransposedConvolution",
     "OverlappingStem",
     "PatchEmbedding",
     "PatchMerging",
+    "PatchTokens",
     "PositionGrid",
     "RouteSSD",
     "RouteScan",
+    "SimplePyramid",
     "SqueezeExcite",
     "WalkMixer",
     "depthwise",
     "drop_path_rates",
+    "embed_patches",
     "fold_norms",
     "grid_activation",
     "legacy_return",

@@ -125,6 +125,7 @@ MANIFEST: dict[str, Entry] = {
     ),
     "res_vmamba": Entry(
         "statescan.models.res_vmamba", ("res_vmamba_tiny", "res_vmamba_t", "res_vmamba_s", "res_vmamba_b")
+    ),
     "vim": Entry(
         "statescan.models.vim",
         ("vim_micro", "vim_tiny", "vim_small", "vim_base", "vim_tiny_stride8", "vim_small_stride8"),
@@ -132,5 +133,17 @@ MANIFEST: dict[str, Entry] = {
     "lbmamba": Entry(
         "statescan.models.lbmamba",
         ("lbvim_micro", "lbvim_tiny", "lbvim_300", "lbvim_small", "lbvim_528_attention"),
+    ),
+    "local_vim": Entry(
+        "statescan.models.local_vim",
+        (
+            "local_vim_tiny",
+            "local_vim_t",
+            "local_vim_t_class_token",
+            "local_vim_t_unsearched",
+            "local_vim_s",
+            "local_vim_s_unsearched",
+            "local_vim_search",
+        ),
     ),
 }

@@ -2,6 +2,7 @@
 
 from statescan.layers.grid._cascade_scan import CascadeScan
 from statescan.layers.grid._channel_mixers import ChannelGate, ConvolutionMLP, InvertedResidual
+from statescan.layers.grid._local_mamba import LocalMamba
 from statescan.layers.grid._local_scan import DIRECTIONS, LocalScan, WalkMixer, legacy_return, local_route
 from statescan.layers.grid._multiscale import MultiScaleSS2D
 from statescan.layers.grid._parts import (
@@ -43,11 +44,12 @@ __all__ = [
     "GridBatchNorm",
     "GridBlock",
     "GridConvolution",
-    "InvertedResidual",
-    "LocalScan",
-    "MultiScaleSS2D",
     "GridMaxPool",
     "GridTransposedConvolution",
+    "InvertedResidual",
+    "LocalMamba",
+    "LocalScan",
+    "MultiScaleSS2D",
     "OverlappingStem",
     "PatchEmbedding",
     "PatchMerging",

@@ -90,6 +90,6 @@ class LocalScan(RouteScan):
 
     def forward(self, grid: Tensor, route: Route) -> Tensor:
         """Walk a grid (batch, height, width, channels), scan, put back, gate and sum: the same shape."""
-        height, width = grid.shape[1:3]
-        back = legacy_return(route) if self.legacy_unwalk else route
-        return self.mix(back.unwalk(self.scan(route.walk(grid)), height, width))
+        if not self.legacy_unwalk:
+            return self.mix(self.walks_of(grid, route))
+        return self.mix(legacy_return(route).unwalk(self.scan(route.walk(grid)), *grid.shape[1:3]))

@@ -32,6 +32,14 @@ SMALL = {
 }
 SMALL_TEXT = SMALL | {"--length": ["32"]}
 SMALL_SEQUENCES = {"--steps": ["2"]}
+SMALL_ARENA = {
+    "--steps": ["2"],
+    "--batch-size": ["2"],
+    "--width": ["8"],
+    "--depth": ["1"],
+    "--examples": ["4"],
+    "--test-examples": ["2"],
+}
 SMALL_AGENT = {
     "--updates": ["2"],
     "--copies": ["4"],
@@ -95,6 +103,7 @@ def _shorter(words):
         "forecast": SMALL,
         "reinforcement": SMALL_AGENT,
         "sequence": SMALL_SEQUENCES,
+        "lra": SMALL_ARENA,
     }
     replaced = kinds.get(words[2] if len(words) > 2 else "", SMALL_TASK)
     if words[1] != "train" or "--resume" in words:

@@ -5,7 +5,7 @@ from statescan.layers._based import BaseConv, SlidingAttention, TaylorLinearAtte
 from statescan.layers._bidirectional import BidirectionalMamba, ScanBranch
 from statescan.layers._butterfly import ButterflyTransform, butterfly_transform
 from statescan.layers._channel_mixers import MLP, GatedMLP
-from statescan.layers._companion import ClosedLoopCompanionSSM, CompanionSSM, DifferencingFilters
+from statescan.layers._companion import ClosedLoopCompanionSSM, CompanionMixer, CompanionSSM, DifferencingFilters
 from statescan.layers._convolution import CausalConv1d
 from statescan.layers._h3 import H3, ShiftKernel
 from statescan.layers._initialisation import delta_bias, initialise_language_model, inverse_softplus
@@ -44,6 +44,7 @@ __all__ = [
     "ButterflyTransform",
     "CausalConv1d",
     "ClosedLoopCompanionSSM",
+    "CompanionMixer",
     "CompanionSSM",
     "DPLRKernel",
     "DiagonalKernel",

@@ -63,6 +63,7 @@ MANIFEST: dict[str, Entry] = {
             "s4_speech",
             "s4_lra_listops",
             "s4_lra_text",
+            "s4_lra_retrieval",
             "s4_lra_image",
             "s4_lra_pathfinder",
             "s4_lra_pathx",
@@ -75,6 +76,7 @@ MANIFEST: dict[str, Entry] = {
             "s4d_example",
             "s4d_lra_listops",
             "s4d_lra_text",
+            "s4d_lra_retrieval",
             "s4d_lra_image",
             "s4d_lra_pathfinder",
             "s4d_lra_pathx",
@@ -86,6 +88,7 @@ MANIFEST: dict[str, Entry] = {
             "long_conv_tiny",
             "long_conv_lra_listops",
             "long_conv_lra_text",
+            "long_conv_lra_retrieval",
             "long_conv_lra_image",
             "long_conv_lra_pathfinder",
             "long_conv_lra_pathx",
@@ -126,6 +129,43 @@ MANIFEST: dict[str, Entry] = {
     "res_vmamba": Entry(
         "statescan.models.res_vmamba", ("res_vmamba_tiny", "res_vmamba_t", "res_vmamba_s", "res_vmamba_b")
     ),
+    "mambaout": Entry(
+        "statescan.models.mambaout",
+        (
+            "mambaout_femto",
+            "mambaout_kobe",
+            "mambaout_tiny",
+            "mambaout_small",
+            "mambaout_base",
+            "mambaout_small_rw",
+            "mambaout_base_short_rw",
+            "mambaout_base_tall_rw",
+            "mambaout_base_wide_rw",
+            "mambaout_base_plus_rw",
+            "mambaout_test",
+        ),
+    ),
+    "vssd": Entry("statescan.models.vssd", ("vssd_micro", "vssd_tiny", "vssd_small", "vssd_base", "vssd_test")),
+    "efficient_vim": Entry(
+        "statescan.models.efficient_vim",
+        ("efficient_vim_m1", "efficient_vim_m2", "efficient_vim_m3", "efficient_vim_m4", "efficient_vim_tiny"),
+    ),
+    "mobile_mamba": Entry(
+        "statescan.models.mobile_mamba",
+        (
+            "mobile_mamba_t2",
+            "mobile_mamba_t4",
+            "mobile_mamba_s6",
+            "mobile_mamba_b1",
+            "mobile_mamba_b2",
+            "mobile_mamba_b4",
+            "mobile_mamba_tiny",
+        ),
+    ),
+    "spatial_mamba": Entry(
+        "statescan.models.spatial_mamba",
+        ("spatial_mamba_tiny", "spatial_mamba_small", "spatial_mamba_base", "spatial_mamba_test"),
+    ),
     "vim": Entry(
         "statescan.models.vim",
         ("vim_micro", "vim_tiny", "vim_small", "vim_base", "vim_tiny_stride8", "vim_small_stride8"),
@@ -146,4 +186,26 @@ MANIFEST: dict[str, Entry] = {
             "local_vim_search",
         ),
     ),
+    "plainmamba": Entry(
+        "statescan.models.plainmamba", ("plainmamba_tiny", "plainmamba_l1", "plainmamba_l2", "plainmamba_l3")
+    ),
+    "rsmamba": Entry(
+        "statescan.models.rsmamba",
+        ("rsmamba_tiny", "rsmamba_small", "rsmamba_base", "rsmamba_large", "rsmamba_huge"),
+    ),
+    "patch_scaling": Entry(
+        "statescan.models.patch_scaling",
+        (
+            "adventurer_micro",
+            "adventurer_tiny",
+            "adventurer_small",
+            "adventurer_base",
+            "adventurer_large",
+            "adventurer_tiny_patch1",
+            "adventurer_small_patch1",
+            "adventurer_base_patch1",
+            "adventurer_large_patch1",
+        ),
+    ),
+    "vit": Entry("statescan.models.vit", ("vit_micro", "deit_tiny", "deit_small", "deit_base", "deit_tiny_patch1")),
 }

@@ -245,10 +245,12 @@ class HierarchicalModel(VisionModel):
         return maps
 
 
-def initialise_vision(model: nn.Module, std: float = 0.02) -> None:
-    """Linear weights from a truncated normal distribution, their biases zero. Scan parameters keep what they have."""
+def initialise_vision(model: nn.Module, std: float = 0.02, *, convolutions: bool = False) -> None:
+    """Linear weights from a truncated normal distribution, their biases zero; those of convolutions too if asked. Scan
+    parameters keep what they have."""
+    kinds = (nn.Linear, nn.Conv2d) if convolutions else (nn.Linear,)
     for module in model.modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, kinds):
             nn.init.trunc_normal_(module.weight, std=std)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

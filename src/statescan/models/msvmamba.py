@@ -2,7 +2,7 @@
 Hierarchy Visual State Space Model", arXiv 2405.14174.
 
 stem -> [block x depth -> downsampling] x stages -> norm -> mean -> head
-block: x += MultiScaleSS2D(norm(x)); x += ConvolutionMLP(norm(x))
+block: x += MultiScaleSS2D(norm(x)); x += DepthwiseMLP(norm(x))
 
 Peculiar: the three coarse walks are one sequence; ``joined=False`` scans them apart, as the paper's figure shows.
 """
@@ -43,7 +43,7 @@ class MSVMambaConfig(PyramidConfig):
     Arguments:
         state_dim, expand, dt_rank, conv_kernel, conv_bias, activation, gate, route, low_route, joined, squeeze,
             separate_norms, initialisation, dropout: of `layers.grid.MultiScaleSS2D`.
-        channel_mixer: ``convolution`` (`layers.grid.ConvolutionMLP`) or ``mlp``.
+        channel_mixer: ``convolution`` (`layers.grid.DepthwiseMLP`) or ``mlp``.
         mlp_ratio: its hidden channels over dim; 0 for none.
         mlp_dropout: of it.
     """
@@ -86,7 +86,7 @@ def build_block(config: MSVMambaConfig, dim: int, drop_path: float) -> grid.Grid
         return grid.GridBlock(mixer, norm(dim), drop_path=drop_path)
     channel_mixer: nn.Module
     if config.channel_mixer == "convolution":
-        channel_mixer = grid.ConvolutionMLP(dim, hidden, dropout=config.mlp_dropout)
+        channel_mixer = grid.DepthwiseMLP(dim, hidden, dropout=config.mlp_dropout)
     else:
         channel_mixer = MLP(dim, hidden, activation=nn.GELU(), dropout=config.mlp_dropout)
     return grid.GridBlock(mixer, norm(dim), channel_mixer, norm(dim), drop_path=drop_path)

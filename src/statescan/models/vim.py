@@ -15,26 +15,23 @@ from torch.utils.checkpoint import checkpoint
 from statescan.layers import BidirectionalMamba, Mamba, build_norm, initialise_language_model, rotate
 from statescan.layers.grid import ClassPlace, DropPath, PatchTokens, SimplePyramid, drop_path_rates, embed_patches
 from statescan.models._names import CAUSAL, Names, Rule
+from statescan.models._plain import PlainConfig, check_choice, linear_head
 from statescan.models._registry import Family
-from statescan.models._vision import FeatureInfo, VisionConfig, VisionModel
+from statescan.models._vision import FeatureInfo, VisionModel
 
 _MIXERS = ("separate", "shared", "causal", "pairs")
 _POOLS = ("last", "mean", "max", "all")
 
 
 @dataclass(frozen=True)
-class VimConfig(VisionConfig):
+class VimConfig(PlainConfig):
     """A Vim.
 
     Arguments:
-        dim: channels of the tokens.
-        depth: blocks.
-        patch: side of a patch.
         stride: distance of neighbouring patches; that of `patch` unless given.
         class_token: ``middle``, ``head``, ``double`` (at both ends, their mean is read), ``tail``, ``random``, or None.
         pool: without a class token, what the head reads: the ``last`` token, their ``mean``, ``all`` of them, or ``max``:
             the greatest score of all tokens.
-        position: whether tokens have learned positions.
         mixer: ``separate`` (parameters of either way by themselves: "v2"), ``shared`` (all but A: "v1"), ``causal``, or
             ``pairs``: of two causal blocks one reads the sequence backwards, and the two are added.
         halve: whether the sum of both ways is halved; ``separate`` mixers only.
@@ -47,24 +44,17 @@ class VimConfig(VisionConfig):
         rotary_residual: turn the residual stream too.
         rotary_size: rows that the angles count; 14 in training at 224 pixels.
         rotary_spares: the token that is not turned if there is one class token: ``first``, as published, or ``class``.
-        dropout: after positions are added.
         flip_probability: how often the sequence is read backwards, in evaluation too.
         shuffle: put the tokens into a random order, drawn at every call.
-        route: order of the patches, a route of one walk.
-        feature_layers: blocks of which feature maps are made; four evenly spread unless given.
         feature_source: ``mixer``, the output of the block's mixer, or ``stream``, the residual stream after it.
         last_feature: with ``stream``, what the last block gives: its mixer's output (``mixer``), the ``stream``, or the
             stream after the last ``norm``.
         pyramid: whether maps are brought to strides 4, 8, 16 and 32.
     """
 
-    dim: int = 192
-    depth: int = 24
-    patch: int = 16
     stride: int | None = None
     class_token: ClassPlace | None = "middle"
     pool: Literal["last", "mean", "max", "all"] = "mean"
-    position: bool = True
     mixer: Literal["separate", "shared", "causal", "pairs"] = "separate"
     halve: bool = True
     layer_scale: float | None = None
@@ -79,24 +69,16 @@ class VimConfig(VisionConfig):
     rotary_residual: bool = False
     rotary_size: int = 14
     rotary_spares: Literal["first", "class"] = "first"
-    dropout: float = 0.0
     flip_probability: float = 0.0
     shuffle: bool = False
-    route: str = "raster"
-    feature_layers: tuple[int, ...] | None = None
     feature_source: Literal["mixer", "stream"] = "mixer"
     last_feature: Literal["mixer", "stream", "norm"] = "mixer"
     pyramid: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("dim", "depth", "patch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: at least 1, got {getattr(self, name)}")
         if not 1 <= self.step <= self.patch:
             raise ValueError(f"stride: from 1 to patch={self.patch}, got {self.stride}")
-        if min(self.image_shape) < self.patch:
-            raise ValueError(f"image_size: at least patch={self.patch}, got {self.image_size}")
         for name, known in (
             ("mixer", _MIXERS),
             ("pool", _POOLS),
@@ -104,8 +86,7 @@ class VimConfig(VisionConfig):
             ("feature_source", ("mixer", "stream")),
             ("last_feature", ("mixer", "stream", "norm")),
         ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}: unknown {getattr(self, name)!r}; known: {', '.join(known)}")
+            check_choice(name, getattr(self, name), known)
         if self.mixer == "pairs" and self.depth % 2:
             raise ValueError(f"depth: even with mixer='pairs', got {self.depth}")
         if self.rotary and self.dim % 4:
@@ -114,28 +95,11 @@ class VimConfig(VisionConfig):
             raise ValueError("mixer: 'pairs' gives no feature maps; use 'separate', 'shared' or 'causal'")
         if self.features_only and self.shuffle:
             raise ValueError("shuffle: not with features_only; a map needs every patch in its place")
-        for index in self.feature_layers or ():
-            if not 0 <= index < self.depth:
-                raise ValueError(f"feature_layers: from 0 to {self.depth - 1}, got {index}")
 
     @property
     def step(self) -> int:
         """Distance of neighbouring patches."""
         return self.patch if self.stride is None else self.stride
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches in training."""
-        height, width = self.image_shape
-        return (height - self.patch) // self.step + 1, (width - self.patch) // self.step + 1
-
-    @property
-    def map_layers(self) -> tuple[int, ...]:
-        """Blocks of which feature maps are made."""
-        if self.feature_layers is not None:
-            return tuple(self.feature_layers)
-        count = min(4, self.depth)
-        return tuple(self.depth * (i + 1) // count - 1 for i in range(count))
 
 
 class TokenBlock(nn.Module):
@@ -227,12 +191,7 @@ class Vim(VisionModel):
 
     def build_head(self, config: Any) -> nn.Module:
         """The classifier."""
-        if not config.num_classes:
-            return nn.Identity()
-        head = nn.Linear(config.dim, config.num_classes)
-        nn.init.trunc_normal_(head.weight, std=0.02)
-        nn.init.zeros_(head.bias)
-        return head
+        return linear_head(config, 0.02)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """images (batch, channels, height, width) -> tokens after the last norm (batch, length, dim).

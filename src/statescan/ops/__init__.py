@@ -20,6 +20,7 @@ from statescan.ops._selective_scan import selective_scan, selective_scan_referen
 from statescan.ops._selective_state_step import selective_state_step, selective_state_step_reference
 from statescan.ops._ssd import ssd, ssd_reference
 from statescan.ops._ssd_step import ssd_step, ssd_step_reference
+from statescan.ops._state_fusion import merged_kernel, selective_states, state_fusion
 from statescan.ops._vandermonde import (
     vandermonde,
     vandermonde_reference,
@@ -44,6 +45,7 @@ __all__ = [
     "local_scan",
     "local_scan_reference",
     "local_window",
+    "merged_kernel",
     "resets_from_sequence_index",
     "route_scan",
     "route_scan_reference",
@@ -51,10 +53,12 @@ __all__ = [
     "selective_scan_reference",
     "selective_state_step",
     "selective_state_step_reference",
+    "selective_states",
     "ssd",
     "ssd_reference",
     "ssd_step",
     "ssd_step_reference",
+    "state_fusion",
     "taylor_feature_count",
     "taylor_features",
     "taylor_linear_attention",

@@ -55,6 +55,11 @@ class Route:
         """Whether some walk leaves a cell out."""
         return self._constant("is_partial", index(height), index(width))
 
+    def directions(self, height: int, width: int, device: torch.device | str | None = None) -> Tensor:
+        """How each walk came to each place, (walks, length) int64: 0 at its start, 1 from the left (it went right), 2 it
+        went left, 3 up, 4 down. A jump counts as a start."""
+        return self._tensor("directions", height, width, device)
+
     @property
     def walks(self) -> int:
         """How many walks there are."""
@@ -94,7 +99,11 @@ class Route:
     def merge(self, sequences: Tensor, height: int, width: int) -> Tensor:
         """sequences (batch, length, walks, channels) -> the sum over walks at each cell, (batch, height, width,
         channels)."""
-        return self.unwalk(sequences, height, width).sum(3)
+        return self.join(self.unwalk(sequences, height, width))
+
+    def join(self, values: Tensor) -> Tensor:
+        """What the walks left at each cell (batch, height, width, walks, channels) -> their sum."""
+        return values.sum(3)
 
     def reversed(self) -> Route:
         """Every walk backwards."""
@@ -158,7 +167,11 @@ def _derived(route: Route, kind: str, height: int, width: int, device: torch.dev
     if kind == "walks":
         return route.table(height, width).shape[0]
     rows = _table(route, height, width)
-    return torch.from_numpy(rows if kind == "table" else _inverse(route, rows, height * width)).to(device)
+    if kind == "directions":
+        rows = _directions(rows, width)
+    elif kind == "inverse":
+        rows = _inverse(route, rows, height * width)
+    return torch.from_numpy(rows).to(device)
 
 
 def _table(route: Route, height: int, width: int) -> np.ndarray:
@@ -179,3 +192,13 @@ def _inverse(route: Route, table: np.ndarray, cells: int) -> np.ndarray:
             raise ValueError(f"route {route.name!r} comes twice to a cell of a grid of {cells} cells")
         row[visited] = np.flatnonzero(walk >= 0)
     return inverse
+
+
+def _directions(table: np.ndarray, width: int) -> np.ndarray:
+    rows, columns = np.divmod(table, width)
+    down, right = np.diff(rows, axis=1), np.diff(columns, axis=1)
+    inside = (table[:, 1:] >= 0) & (table[:, :-1] >= 0)
+    entered = np.zeros_like(table)
+    for step, code in (((0, 1), 1), ((0, -1), 2), ((-1, 0), 3), ((1, 0), 4)):
+        entered[:, 1:][inside & (down == step[0]) & (right == step[1])] = code
+    return entered

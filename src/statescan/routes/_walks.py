@@ -87,6 +87,20 @@ def atrous_step2(height: int, width: int) -> list[np.ndarray]:
     return [part.reshape(-1) for part in parts]
 
 
+def snake(height: int, width: int) -> list[np.ndarray]:
+    """Rows, each turning back where the last ended; the same backwards; columns likewise. Yang et al. 2024,
+    "PlainMamba", arXiv 2403.17695, section 3.3."""
+
+    def turning(cells: np.ndarray) -> np.ndarray:
+        cells = cells.copy()
+        cells[1::2] = cells[1::2, ::-1]
+        return cells.reshape(-1)
+
+    grid = raster(height, width).reshape(height, width)
+    rows, columns = turning(grid), turning(grid.T)
+    return [rows, rows[::-1], columns, columns[::-1]]
+
+
 RULES: dict[str, Rule] = {
     "raster": raster,
     "raster_reversed": backwards(raster),
@@ -104,4 +118,5 @@ RULES: dict[str, Rule] = {
     "window2_flip": backwards(windows(2)),
     "window7": windows(7),
     "window7_flip": backwards(windows(7)),
+    "snake": snake,
 }

@@ -30,7 +30,7 @@ class ChannelGate(nn.Module):
         return x * torch.sigmoid(self.expand(self.activation(self.reduce(mean))))
 
 
-class ConvolutionMLP(nn.Module):
+class DepthwiseMLP(nn.Module):
     """h = W_in x; h += depthwise(h); W_out GELU(h). The channel mixer of MSVMamba (Shi et al. 2024, arXiv 2405.14174).
 
     Arguments:

@@ -64,7 +64,7 @@ class RouteScan(nn.Module):
 
     def forward(self, grid: Tensor, route: Route) -> Tensor:
         """Scan a grid (batch, height, width, channels) along a route: the sum over walks, of the same shape."""
-        return self.walks_of(grid, route).sum(3)
+        return route.join(self.walks_of(grid, route))
 
     def walks_of(self, grid: Tensor, route: Route) -> Tensor:
         """What each walk leaves at each cell, (batch, height, width, walks, channels); zero where it never comes."""

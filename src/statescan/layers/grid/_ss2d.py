@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 from torch import Tensor, nn
@@ -35,6 +37,7 @@ class SS2D(nn.Module):
         dropout: of the output.
         scan: a module from (a grid of inner channels, the route) to such a grid; `RouteScan` unless given, and then
             `state_dim`, `dt_rank` and `initialisation` are its own affair.
+        projection: makes the outer projections from the sizes of their input and output; linear layers unless given.
     """
 
     def __init__(
@@ -55,11 +58,13 @@ class SS2D(nn.Module):
         initialisation: Literal["v0", "v1", "v2"] = "v0",
         dropout: float = 0.0,
         scan: nn.Module | None = None,
+        projection: Callable[[int, int], nn.Module] | None = None,
     ):
         super().__init__()
         inner = int(expand * dim)
+        projection = projection or partial(nn.Linear, bias=bias)
         self.dim, self.inner_dim, self.route = dim, inner, routes.get(route)
-        self.input_projection = nn.Linear(dim, inner * (2 if gate is not None else 1), bias=bias)
+        self.input_projection = projection(dim, inner * (2 if gate is not None else 1))
         self.convolution = depthwise(inner, conv_kernel, bias=conv_bias) if conv_kernel > 1 else nn.Identity()
         self.activation = grid_activation(activation)
         self.gate = grid_activation(gate) if gate is not None else None
@@ -69,7 +74,7 @@ class SS2D(nn.Module):
         self.scan = scan
         self.output_norm = nn.LayerNorm(inner) if output_norm is None else output_norm
         self.output_activation = grid_activation(output_activation)
-        self.output_projection = nn.Linear(inner, dim, bias=bias)
+        self.output_projection = projection(inner, dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -15,6 +15,12 @@ def _selective_scan(x: Any, delta: Any, A: Any, *rest: Any, **_: Any) -> int:
     return batch * length * channels * (9 * A[1])
 
 
+def _route_scan(
+    x: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, delta_bias: Any, order: Any, *rest: Any, **_: Any
+) -> int:
+    return x[0] * order[1] * A[0] * (9 * A[1])
+
+
 def _ssd(x: Any, delta: Any, A: Any, B: Any, *rest: Any, **_: Any) -> int:
     # the recurrence's own count (outer product and read-out, a multiply-add each, and the decay): the chunked form does
     # more, on faster units
@@ -32,6 +38,7 @@ def _linear_scan(a: Any, b: Any, *rest: Any, **_: Any) -> int:
 
 _FORMULAS = {
     "selective_scan": _selective_scan,
+    "route_scan": _route_scan,
     "ssd": _ssd,
     "causal_conv1d": _causal_conv1d,
     "linear_scan": _linear_scan,

@@ -11,7 +11,7 @@ from statescan.inspect._flops import counter
 from statescan.inspect._sizes import build_without_memory
 
 #: Operators whose work publications count by themselves, as operations of a recurrence and not as multiply-adds.
-_SCANS = ("selective_scan", "linear_scan", "ssd")
+_SCANS = ("selective_scan", "route_scan", "linear_scan", "ssd")
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,8 @@ class LocalVim(vim.Vim):
     def _initialise(self) -> None:
         initialise_vision(self)
         initialise_language_model(self, depth=self.config.depth)
-        self.tokens.embedding.projection.reset_parameters()
+        projection: Any = self.tokens.embedding.projection
+        projection.reset_parameters()
         if self.tokens.class_token is not None:
             nn.init.zeros_(self.tokens.class_token)
         for module in self.modules():

@@ -2,12 +2,11 @@
 
 from statescan.layers.grid._attention import GridAttention
 from statescan.layers.grid._cascade_scan import CascadeScan
-from statescan.layers.grid._channel_mixers import ChannelGate, ConvolutionMLP, InvertedResidual
-from statescan.layers.grid._local_mamba import LocalMamba
 from statescan.layers.grid._channel_mixers import ChannelGate, DepthwiseMLP, InvertedResidual
 from statescan.layers.grid._directional import DirectionalSS2D
 from statescan.layers.grid._gated_convolution import GatedConvolution
 from statescan.layers.grid._hidden_state_mixer import HiddenStateBlock, HiddenStateMixer
+from statescan.layers.grid._local_mamba import LocalMamba
 from statescan.layers.grid._local_scan import DIRECTIONS, LocalScan, WalkMixer, legacy_return, local_route
 from statescan.layers.grid._multiscale import MultiScaleSS2D
 from statescan.layers.grid._parts import (

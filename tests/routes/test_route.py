@@ -37,8 +37,8 @@ def test_padding_reads_zeros_and_cells_left_out_get_none():
     sequences = route.walk(grid)
     assert sequences[0, :, :, 0].tolist() == [[1, 2], [0, 0], [3, 0]]
     assert route.merge(sequences + 1, 2, 2).flatten().tolist() == [2, 3, 4, 0]
-    assert route.is_padded(2, 2)
-    assert route.is_partial(2, 2)
+    assert route.pads(2, 2)
+    assert route.misses(2, 2)
 
 
 def test_routes_compose():

@@ -156,11 +156,12 @@ _SYSTEMS = (
     ),
     System(
         "synthetics",
-        "Recall and copying tasks of Mamba (Gu and Dao, 2023), H3 (Fu et al., 2023), Zoology (Arora et al., 2024), Repeat After "
-        "Me (Jelassi et al., 2024) and Landmark Attention (Mohtashami and Jaggi, 2023)",
+        "Recall and copying tasks of Mamba (Gu and Dao, 2023), H3 (Fu et al., 2023), Zoology (Arora et al., 2024), "
+        "Repeat After Me (Jelassi et al., 2024) and Landmark Attention (Mohtashami and Jaggi, 2023)",
         (),
         (
-            "selective copying, MQAR, induction head and associative recall as their published generators draw them, bit for bit",
+            "selective copying, MQAR, induction head and associative recall as their published generators draw them, "
+            "bit for bit",
             "an oracle solves every task",
             "selective copying and induction heads learned",
         ),
@@ -196,6 +197,65 @@ _SYSTEMS = (
             "outputs and gradients of the published code",
             "exact parameter counts",
             "published and Hugging Face checkpoints both ways",
+        ),
+    ),
+    System(
+        "mambaout",
+        "MambaOut: Do We Really Need Mamba for Vision? (Yu and Wang, 2025)",
+        ("mambaout",),
+        (
+            "outputs of the published code",
+            "exact parameter counts, multiply-adds within 2 %",
+            "published names both ways",
+            "timm's checkpoints under timm's names",
+        ),
+    ),
+    System(
+        "vssd",
+        "VSSD: Vision Mamba with Non-Causal State Space Duality (Shi et al., 2025)",
+        ("vssd",),
+        (
+            "outputs of the published code",
+            "exact parameter counts, multiply-adds within 2 %",
+            "published names both ways",
+            "permuting cells permutes the output",
+            "four times the cells cost four times as much",
+        ),
+    ),
+    System(
+        "efficient_vim",
+        "EfficientViM: Efficient Vision Mamba with Hidden State Mixer based State Space Duality (Lee et al., 2025)",
+        ("efficient_vim",),
+        (
+            "outputs of the published code",
+            "exact parameter counts, multiply-adds within 2 %",
+            "published names both ways",
+            "rectangular images",
+            "its dead parameter changes nothing",
+        ),
+    ),
+    System(
+        "mobile_mamba",
+        "MobileMamba: Lightweight Multi-Receptive Visual Mamba Network (He et al., 2025)",
+        ("mobile_mamba",),
+        (
+            "outputs of the published code",
+            "exact parameter counts, multiply-adds within 2 %",
+            "published names both ways",
+            "wavelets come back",
+            "norms folded into convolutions change nothing",
+        ),
+    ),
+    System(
+        "spatial_mamba",
+        "Spatial-Mamba: Effective Visual State Space Models via Structure-Aware State Fusion (Xiao et al., 2025)",
+        ("spatial_mamba",),
+        (
+            "outputs of the published code",
+            "exact parameter counts, multiply-adds within 2 %",
+            "published names both ways",
+            "merged and dilated fusions agree",
+            "no stale kernel after training",
         ),
     ),
 )

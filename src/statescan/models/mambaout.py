@@ -1,7 +1,7 @@
 """MambaOut: a hierarchical backbone of Mamba blocks without their scan, the control of every visual Mamba. Yu and Wang
 2025, arXiv 2405.07992.
 
-The forms that timm added (`stem_norm`, `norm_first`, `layer_scale`, `head`) are options; its checkpoints are read under
+The forms that timm added (`stem_norm`, `norm_first`, `layer_scale`, `head_norm`) are options; its checkpoints are read under
 its own names.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -42,7 +42,7 @@ class MambaOutConfig(VisionConfig):
         stem_norm: whether there is a norm between the stem's two convolutions.
         norm_first: whether a downsampling's norm stands before its convolution.
         layer_scale: first value of a weight a channel on each block's branch; None for none.
-        head: ``mlp``: mean, norm, linear, GELU, norm, linear; ``norm_mlp``: norm, mean, linear, GELU, linear.
+        head_norm: whether there is a norm before the classifier's last layer.
     """
 
     depths: tuple[int, ...] = (3, 3, 9, 3)
@@ -55,14 +55,12 @@ class MambaOutConfig(VisionConfig):
     stem_norm: bool = True
     norm_first: bool = False
     layer_scale: float | None = None
-    head: Literal["mlp", "norm_mlp"] = "mlp"
+    head_norm: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.depths) != len(self.widths) or not self.depths:
             raise ValueError(f"depths, widths: one of each a stage, got {self.depths} and {self.widths}")
-        if self.head not in ("mlp", "norm_mlp"):
-            raise ValueError(f"head: mlp or norm_mlp, got {self.head!r}")
 
 
 class MLPHead(nn.Module):
@@ -85,8 +83,12 @@ class MLPHead(nn.Module):
         self.output = nn.Linear(4 * dim, num_classes)
 
     def pre_logits(self, pooled: Tensor) -> Tensor:
-        """(batch, dim), normed -> what the last layer reads, (batch, 4 dim)."""
-        return self.dropout(self.inner_norm(self.activation(self.hidden(pooled))))
+        """(batch, dim) -> what the last layer reads, (batch, 4 dim)."""
+        return self.dropout(self.inner_norm(self.activation(self.hidden(self.norm(pooled)))))
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(batch, dim) -> (batch, num_classes)."""
+        return self.output(self.pre_logits(pooled))
 
 
 class MambaOut(HierarchicalModel):
@@ -129,7 +131,7 @@ class MambaOut(HierarchicalModel):
         )
         if config.num_classes:
             head: nn.Module = MLPHead(
-                widths[-1], config.num_classes, dropout=config.head_dropout, inner_norm=config.head == "mlp"
+                widths[-1], config.num_classes, dropout=config.head_dropout, inner_norm=config.head_norm
             )
         else:
             head = nn.Identity()
@@ -138,14 +140,10 @@ class MambaOut(HierarchicalModel):
 
     def forward_head(self, features: Tensor, *, pre_logits: bool = False) -> Tensor:
         """The last grid -> class scores (batch, num_classes), or what the last layer reads, (batch, 4 channels)."""
-        if not isinstance(self.head, MLPHead):
-            return features.mean((1, 2))
-        if self.config.head == "mlp":
-            pooled = self.head.norm(features.mean((1, 2)))
-        else:
-            pooled = self.head.norm(features).mean((1, 2))
-        hidden = self.head.pre_logits(pooled)
-        return hidden if pre_logits else self.head.output(hidden)
+        pooled = features.mean((1, 2))
+        if pre_logits and isinstance(self.head, MLPHead):
+            return self.head.pre_logits(pooled)
+        return self.head(pooled)
 
 
 _RULES: list[Rule] = [
@@ -192,7 +190,7 @@ def to_timm(tensors: Tensors) -> Tensors:
 
 
 #: What timm's experiments (`_rw`) have in common.
-_RW: dict[str, Any] = dict(stem_norm=False, norm_first=True, layer_scale=1e-5, head="norm_mlp")
+_RW: dict[str, Any] = dict(stem_norm=False, norm_first=True, layer_scale=1e-5, head_norm=False)
 _SMALL: dict[str, Any] = dict(depths=(3, 4, 27, 3), widths=(96, 192, 384, 576))
 _BASE: dict[str, Any] = dict(depths=(3, 4, 27, 3), widths=(128, 256, 512, 768))
 

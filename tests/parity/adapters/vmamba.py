@@ -24,8 +24,8 @@ OUTPUT_NORMS = {
     "_onsigmoid": "sigmoid",
 }
 CORES: dict[str, dict[str, Any]] = {name: {} for name in ("v01", "v02", "v03", "v04", "v05", "v2", "v3")} | {
-    "v051d": {"route": "raster_x4"},
-    "v052d": {"route": "raster_x2_reverse_x2"},
+    "v051d": {"route": "cross_unidirectional"},
+    "v052d": {"route": "cross_bidirectional"},
     "v052dc": {"scan": "cascade"},
     "v052d3": {"route": "quarter_turns"},
     "m0": {"scan": "ssd"},
@@ -149,8 +149,8 @@ def backbone(fixture: Fixture) -> dict[str, Any]:
 
 MODES = {
     0: ("cross", "cross"),
-    1: ("unidirectional", "raster_x4"),
-    2: ("bidirectional", "raster_x2_reverse_x2"),
+    1: ("unidirectional", "cross_unidirectional"),
+    2: ("bidirectional", "cross_bidirectional"),
     3: ("rot90", "quarter_turns"),
 }
 

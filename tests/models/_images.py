@@ -58,8 +58,9 @@ def check_training(name: str, *, size: int = 32, **options: Any) -> None:
     assert not [n for n, g in gradients[0].items() if g is None]
     for key, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][key], gradient)
-    dropping = statescan.create_model(name, **(options | {"drop_path_rate": 0.9}))
-    assert not torch.equal(dropping(x), dropping(x))
+    dropping = statescan.create_model(name, **(options | {"drop_path_rate": 0.5}))
+    first = dropping(x)
+    assert any(not torch.equal(dropping(x), first) for _ in range(8))
     dropping.eval()
     torch.testing.assert_close(dropping(x), dropping(x))
     harmed = dropping.parameter_groups(0.05)[0]["params"]

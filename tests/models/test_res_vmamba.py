@@ -66,7 +66,7 @@ def test_published_checkpoints_lack_the_branches_and_that_is_said():
     model = statescan.create_model("res_vmamba_tiny", **SMALL)
     tensors = family("res_vmamba").to_published(model.state_dict(), model.config)
     published = {name: tensor for name, tensor in tensors.items() if not name.startswith("res_fuse.")}
-    with pytest.raises(ValueError, match="missing: res_fuse.0.weight"):
+    with pytest.raises(ValueError, match=r"missing: res_fuse\.0\.weight"):
         load_published(model, published)
     for kind in ("resampled", "none"):
         load_published(statescan.create_model("res_vmamba_tiny", residual=kind, **SMALL), published)

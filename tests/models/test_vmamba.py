@@ -51,7 +51,7 @@ def test_the_cost_is_linear_in_pixels():
     "options",
     [
         {},
-        dict(route="raster_x4", gate="silu"),
+        dict(route="cross_unidirectional", gate="silu"),
         dict(scan="cascade"),
         dict(scan="ssd", state_dim=4, initialisation="v2", activation="gelu"),
         dict(stem="patches", downsample="merging", norm="batch_norm", mlp_gated=True),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,7 @@ def local_route(directions: Sequence[str]) -> Route:
     return routes.get("+".join(names))
 
 
+@cache
 def legacy_return(route: Route) -> Route:
     """The route by which the published code puts sequences back: it takes the grid's height for its width."""
     return routes.get("+".join(_SCRAMBLED.get(name, name) for name in route.name.split("+")))

@@ -62,9 +62,9 @@ def test_the_published_way_back_from_columns_scrambles_all_but_squares(flip):
 @pytest.mark.parametrize("size", [(4, 4), (4, 6)])
 def test_both_ways_back_agree_on_squares(size):
     torch.manual_seed(0)
-    layers = [grid.LocalScan(6, ROWS[0], legacy_unwalk=legacy, state_dim=2, dt_rank=1) for legacy in (False, True)]
+    layers = [grid.LocalScan(8, ROWS[0], legacy_unwalk=legacy, state_dim=2, dt_rank=1) for legacy in (False, True)]
     layers[1].load_state_dict(layers[0].state_dict())
-    x = torch.randn(2, *size, 6)
+    x = torch.randn(2, *size, 8)
     outputs = [layer(x, local_route(ROWS[0])) for layer in layers]
     assert torch.allclose(*outputs, atol=1e-5) == (size[0] == size[1])
 

@@ -314,6 +314,64 @@ _SYSTEMS = (
             "no stale kernel after training",
         ),
     ),
+    System(
+        "vmamba",
+        "VMamba: Visual State Space Model (Liu et al., 2024)",
+        ("vmamba",),
+        (
+            "outputs of the published code",
+            "exact parameter counts, multiply-adds and scans within 2 %",
+            "published names of both releases",
+            "tied walks commute with half a turn",
+            "compiles into one graph",
+        ),
+    ),
+    System(
+        "efficient_vmamba",
+        "EfficientVMamba: Atrous Selective Scan for Light Weight Visual Mamba (Pei, Huang and Xu, 2024)",
+        ("efficient_vmamba",),
+        (
+            "outputs of the published code",
+            "exact parameter counts, multiply-adds and scans within 2 %",
+            "published names both ways",
+            "a quarter of the scans of four full walks",
+        ),
+    ),
+    System(
+        "msvmamba",
+        "Multi-Scale VMamba: Hierarchy in Hierarchy Visual State Space Model (Shi, Dong and Xu, 2024)",
+        ("msvmamba",),
+        (
+            "outputs of the published code",
+            "exact parameter counts, multiply-adds and scans within 2 %",
+            "published names both ways",
+            "1.75 positions scanned a cell where four full walks scan 4",
+        ),
+    ),
+    System(
+        "local_vmamba",
+        "LocalMamba: Visual State Space Model with Windowed Selective Scan (Huang et al., 2024)",
+        ("local_vmamba", "local_vim"),
+        (
+            "outputs of the published code",
+            "exact parameter counts, multiply-adds and scans within 2 %",
+            "published names both ways",
+            "every walk put back on every grid up to 16 x 16",
+            "gradients reach the weights of the search",
+        ),
+    ),
+    System(
+        "res_vmamba",
+        "Res-VMamba: Fine-Grained Food Category Visual Classification Using Selective State Space Models with Deep "
+        "Residual Learning (Chen et al., 2024)",
+        ("res_vmamba",),
+        (
+            "outputs of the published code",
+            "exact parameter counts",
+            "published names both ways",
+            "with branches of zero it is VMamba",
+        ),
+    ),
 )
 
 

@@ -174,18 +174,6 @@ MANIFEST: dict[str, Entry] = {
         "statescan.models.lbmamba",
         ("lbvim_micro", "lbvim_tiny", "lbvim_300", "lbvim_small", "lbvim_528_attention"),
     ),
-    "local_vim": Entry(
-        "statescan.models.local_vim",
-        (
-            "local_vim_tiny",
-            "local_vim_t",
-            "local_vim_t_class_token",
-            "local_vim_t_unsearched",
-            "local_vim_s",
-            "local_vim_s_unsearched",
-            "local_vim_search",
-        ),
-    ),
     "plainmamba": Entry(
         "statescan.models.plainmamba", ("plainmamba_tiny", "plainmamba_l1", "plainmamba_l2", "plainmamba_l3")
     ),
@@ -208,4 +196,16 @@ MANIFEST: dict[str, Entry] = {
         ),
     ),
     "vit": Entry("statescan.models.vit", ("vit_micro", "deit_tiny", "deit_small", "deit_base", "deit_tiny_patch1")),
+    "local_vim": Entry(
+        "statescan.models.local_vim",
+        (
+            "local_vim_tiny",
+            "local_vim_t",
+            "local_vim_t_class_token",
+            "local_vim_t_unsearched",
+            "local_vim_s",
+            "local_vim_s_unsearched",
+            "local_vim_search",
+        ),
+    ),
 }

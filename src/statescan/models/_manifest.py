@@ -96,4 +96,5 @@ MANIFEST: dict[str, Entry] = {
         ("h3_tiny", "h3_125m", "h3_355m", "h3_1.3b", "h3_2.7b", "h3_2.7b_rotary"),
     ),
     "s4nd": Entry("statescan.models.s4nd", ("s4nd_tiny", "s4nd_cifar")),
+    "mhs_vm": Entry("statescan.models.mhs_vm", ("mhs_vm_tiny", "mhs_vm_3_heads", "mhs_vm_4_heads")),
 }

@@ -33,11 +33,16 @@ def register(name: str, rule: Rule, *, tokens: int = 0, repeats: int = 1) -> Rou
 def get(name: str | Route) -> Route:
     """The route `name`, such as ``cross``, ``window7`` or ``snake_reversed``; a route is given back as it is.
 
+    Names joined by ``+`` give the walks of all, one after another.
+
     Raises:
         ValueError: there is none of that name; the nearest is named.
     """
     if isinstance(name, Route):
         return name
+    if "+" in name:
+        first, *others = (get(part) for part in name.split("+"))
+        return sum(others, first)
     found = _ROUTES.get(name) or _parametrised(name)
     if found is None and name.endswith("_reversed"):
         base = name.removesuffix("_reversed")

@@ -1,5 +1,6 @@
 """Parts of image backbones: mixers of grids (batch, height, width, channels) and what stands around them."""
 
+from statescan.layers.grid._multi_head_scan import HEADS, GatedMultiHeadScan, MultiHeadScan
 from statescan.layers.grid._parts import (
     ConvolutionNorm,
     DropPath,
@@ -24,13 +25,16 @@ from statescan.layers.grid._route_scan import RouteScan
 from statescan.layers.grid._ss2d import SS2D
 
 __all__ = [
+    "HEADS",
     "SS2D",
     "ConvolutionDownsample",
     "ConvolutionNorm",
     "DropPath",
+    "GatedMultiHeadScan",
     "GridBatchNorm",
     "GridBlock",
     "GridConvolution",
+    "MultiHeadScan",
     "OverlappingStem",
     "PatchEmbedding",
     "PatchMerging",

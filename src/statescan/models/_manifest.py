@@ -97,4 +97,17 @@ MANIFEST: dict[str, Entry] = {
     ),
     "s4nd": Entry("statescan.models.s4nd", ("s4nd_tiny", "s4nd_cifar")),
     "mhs_vm": Entry("statescan.models.mhs_vm", ("mhs_vm_tiny", "mhs_vm_3_heads", "mhs_vm_4_heads")),
+    "hrvmamba": Entry(
+        "statescan.models.hrvmamba",
+        (
+            "hrvmamba_nano",
+            "hrvmamba_tiny",
+            "hrvmamba_small",
+            "hrvmamba_base",
+            "hrvmamba_nano_pointwise",
+            "hrvmamba_tiny_pointwise",
+            "hrvmamba_small_pointwise",
+            "hrvmamba_base_pointwise",
+        ),
+    ),
 }

@@ -1,5 +1,6 @@
 """Parts of image backbones: mixers of grids (batch, height, width, channels) and what stands around them."""
 
+from statescan.layers.grid._deformable import DeformableAggregation, deformable_aggregation
 from statescan.layers.grid._multi_head_scan import HEADS, GatedMultiHeadScan, MultiHeadScan
 from statescan.layers.grid._parts import (
     ConvolutionNorm,
@@ -29,6 +30,7 @@ __all__ = [
     "SS2D",
     "ConvolutionDownsample",
     "ConvolutionNorm",
+    "DeformableAggregation",
     "DropPath",
     "GatedMultiHeadScan",
     "GridBatchNorm",
@@ -41,6 +43,7 @@ __all__ = [
     "PositionGrid",
     "RouteScan",
     "SqueezeExcite",
+    "deformable_aggregation",
     "depthwise",
     "drop_path_rates",
     "fold_norms",

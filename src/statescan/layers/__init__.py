@@ -6,6 +6,7 @@ from statescan.layers._butterfly import ButterflyTransform, butterfly_transform
 from statescan.layers._channel_mixers import MLP, GatedMLP
 from statescan.layers._companion import ClosedLoopCompanionSSM, CompanionSSM, DifferencingFilters
 from statescan.layers._convolution import CausalConv1d
+from statescan.layers._dual_mixer import DualMixer, WeightedAverage
 from statescan.layers._h3 import H3, ShiftKernel
 from statescan.layers._initialisation import delta_bias, initialise_language_model, inverse_softplus
 from statescan.layers._long_conv import H3Conv, LongConv, LongKernel
@@ -45,6 +46,7 @@ __all__ = [
     "DPLRKernel",
     "DiagonalKernel",
     "DifferencingFilters",
+    "DualMixer",
     "GatedMLP",
     "GatedRMSNorm",
     "H3Conv",
@@ -67,6 +69,7 @@ __all__ = [
     "SlidingAttention",
     "State",
     "TaylorLinearAttention",
+    "WeightedAverage",
     "build_mixer",
     "build_norm",
     "butterfly_transform",

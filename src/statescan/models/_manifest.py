@@ -110,4 +110,5 @@ MANIFEST: dict[str, Entry] = {
             "hrvmamba_base_pointwise",
         ),
     ),
+    "tsm2": Entry("statescan.models.tsm2", ("tsm2_tiny", "tsm2_small", "tsm2_base")),
 }

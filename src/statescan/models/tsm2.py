@@ -26,7 +26,7 @@ class TSM2Config:
 
     Arguments:
         channels: variates; any number can be given to the model, all are treated alike.
-        length: points in time of a history.
+        history: points in time that are read.
         horizon: points in time that are forecast at once.
         patch_size, stride: of the patches that a history is cut into.
         dim: width.
@@ -38,7 +38,7 @@ class TSM2Config:
     """
 
     channels: int = 7
-    length: int = 512
+    history: int = 512
     horizon: int = 96
     patch_size: int = 16
     stride: int = 8
@@ -52,12 +52,12 @@ class TSM2Config:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("channels", "length", "horizon", "patch_size", "stride", "dim", "depth"):
+        for name in ("channels", "history", "horizon", "patch_size", "stride", "dim", "depth"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: a positive whole number, got {value!r}")
-        if self.patch_size > self.length:
-            raise ValueError(f"patch_size: at most the length of a history, {self.length}, got {self.patch_size}")
+        if self.patch_size > self.history:
+            raise ValueError(f"patch_size: at most the length of a history, {self.history}, got {self.patch_size}")
         if self.mixing not in ("free", "softmax"):
             raise ValueError(f"mixing: free or softmax, got {self.mixing!r}")
         if not 0 <= self.dropout < 1:
@@ -66,7 +66,7 @@ class TSM2Config:
     @property
     def patches(self) -> int:
         """How many a history has."""
-        return (self.length - self.patch_size) // self.stride + 1
+        return (self.history - self.patch_size) // self.stride + 1
 
 
 def _scan(config: TSM2Config) -> Mamba:
@@ -114,7 +114,7 @@ class VariateMixer(nn.Module):
 
 
 class TSM2(Model):
-    """History -> what follows: x (batch, length, channels) -> (batch, horizon, channels).
+    """History -> what follows: x (batch, history, channels) -> (batch, horizon, channels).
 
     Arguments:
         config: a `TSM2Config`.
@@ -141,16 +141,16 @@ class TSM2(Model):
         """What follows a history.
 
         Arguments:
-            x: (batch, length, channels), of the config's length.
+            x: (batch, history, channels), of the config's length.
 
         Raises:
             ValueError: another length.
         """
-        length = self.config.length
+        length = self.config.history
         if x.ndim != 3 or x.shape[1] != length or not x.shape[2]:
             raise ValueError(
                 f"x: (batch, {length} points in time, channels), got {tuple(x.shape)}; another length needs a model "
-                "with length=…"
+                "with history=…"
             )
         mean, scale = x.mean(1, keepdim=True), x.std(1, keepdim=True) + 1e-5
         patches = ((x - mean) / scale).transpose(1, 2).unfold(2, self.config.patch_size, self.config.stride)
@@ -160,18 +160,18 @@ class TSM2(Model):
         return forecast.transpose(1, 2) * scale + mean
 
     def forecast(self, x: Tensor, horizon: int | None = None) -> Tensor:
-        """What follows, as far as is wanted: (batch, at least length, channels) -> (batch, horizon, channels).
+        """What follows, as far as is wanted: (batch, at least history, channels) -> (batch, horizon, channels).
 
-        The last `length` points are read; beyond the config's horizon the forecast goes on from its own values.
+        The last `history` points are read; beyond the config's horizon the forecast goes on from its own values.
         """
         wanted = self.config.horizon if horizon is None else horizon
         if wanted < 1:
             raise ValueError(f"horizon: expected at least 1, got {wanted}")
-        window = x[:, -self.config.length :]
+        window = x[:, -self.config.history :]
         parts: list[Tensor] = []
         while sum(part.shape[1] for part in parts) < wanted:
             parts.append(self.forward(window))
-            window = torch.cat([window, parts[-1]], 1)[:, -self.config.length :]
+            window = torch.cat([window, parts[-1]], 1)[:, -self.config.history :]
         return torch.cat(parts, 1)[:, :wanted]
 
 
@@ -209,7 +209,7 @@ _NAMES = Names(
 )
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "tsm2_tiny": dict(length=96, horizon=24, dim=16, depth=2),
+    "tsm2_tiny": dict(history=96, horizon=24, dim=16, depth=2),
     "tsm2_small": dict(dim=16, depth=2),
     "tsm2_base": dict(),
 }

@@ -12,7 +12,7 @@ from tests.parity._fixture import Fixture
 
 _NAMES = {
     "num_variates": "channels",
-    "seq_len": "length",
+    "seq_len": "history",
     "pred_len": "horizon",
     "patch_len": "patch_size",
     "stride": "stride",

@@ -1,5 +1,6 @@
 """Parts of image backbones: mixers of grids (batch, height, width, channels) and what stands around them."""
 
+from statescan.layers.grid._channel_scan import ChannelDirection, ChannelScan
 from statescan.layers.grid._deformable import DeformableAggregation, deformable_aggregation
 from statescan.layers.grid._multi_head_scan import HEADS, GatedMultiHeadScan, MultiHeadScan
 from statescan.layers.grid._parts import (
@@ -28,6 +29,8 @@ from statescan.layers.grid._ss2d import SS2D
 __all__ = [
     "HEADS",
     "SS2D",
+    "ChannelDirection",
+    "ChannelScan",
     "ConvolutionDownsample",
     "ConvolutionNorm",
     "DeformableAggregation",

@@ -49,6 +49,23 @@ def test_logits_features_and_gradients():
     assert [tuple(grid.shape) for grid in maps(images)] == [(1, 32, 4, 8), (1, 128, 1, 2)]
 
 
+@pytest.mark.parametrize("routes", [("snake", "gilbert+gilbert_reversed"), ("cross",)])
+def test_the_blocks_classify(routes):
+    model = models.create_model("mhs_vm_classifier_tiny", routes=routes)
+    assert model(torch.randn(2, 3, 32, 20)).shape == (2, 10)
+    maps = models.create_model("mhs_vm_classifier_tiny", routes=routes, features_only=True)(torch.randn(1, 3, 32, 20))
+    assert [tuple(grid.shape) for grid in maps] == [(1, 32, 8, 5), (1, 64, 4, 3)]
+
+
+def test_compiles_in_one_graph():
+    torch.compiler.reset()
+    model = models.create_model("mhs_vm_classifier_tiny", depths=(1, 1), routes=("snake", "cross")).eval()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for size in (8, 16):
+        images = torch.randn(1, 3, size, 16)
+        torch.testing.assert_close(compiled(images), model(images))
+
+
 def test_checkpointing_gives_the_same_gradients():
     torch.manual_seed(0)
     model = models.create_model("mhs_vm_tiny", drop_path_rate=0.0)

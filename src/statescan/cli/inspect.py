@@ -25,4 +25,34 @@ def hippo(*, measure: str = "legs", out: Path, state_dim: int = 64, length: int 
     print(f"{out}: relative error under the measure {found.error:.2%}")
 
 
-COMMANDS = {"hippo": hippo}
+def route(*, route: str | None = None, size: str = "8x8", out: Path | None = None, list: bool = False) -> None:
+    """Show in which order a route walks a grid: as a picture, or without --out as numbers on the terminal.
+
+    Examples:
+
+      statescan inspect route --list
+      statescan inspect route --route snake --size 8x8 --out route.png
+
+    Args:
+        route: its name, with numbers where the list has a capital N.
+        size: rows x columns.
+        out: the picture, a panel a walk; its suffix says the format.
+        list: print the names of all routes.
+    """
+    from statescan import inspect, routes
+
+    if list:
+        print("\n".join([*routes.names(), *routes.patterns()]))
+        return
+    if route is None:
+        raise ValueError("--route: which one? `statescan inspect route --list` prints their names")
+    height, width = inspect.parse_size(size)
+    if out is None:
+        print(inspect.route_text(route, height, width))
+        return
+    inspect.draw_route(out, route, height, width)
+    found = routes.get(route)
+    print(f"{out}: {found.walks} {'walk' if found.walks == 1 else 'walks'} over {height} x {width} cells")
+
+
+COMMANDS = {"hippo": hippo, "route": route}

@@ -7,6 +7,7 @@ from statescan.layers._butterfly import ButterflyTransform, butterfly_transform
 from statescan.layers._channel_mixers import MLP, GatedMLP
 from statescan.layers._companion import ClosedLoopCompanionSSM, CompanionMixer, CompanionSSM, DifferencingFilters
 from statescan.layers._convolution import CausalConv1d
+from statescan.layers._dual_mixer import DualMixer, WeightedAverage
 from statescan.layers._h3 import H3, ShiftKernel
 from statescan.layers._initialisation import delta_bias, initialise_language_model, inverse_softplus
 from statescan.layers._lbmamba import LBMamba
@@ -49,6 +50,7 @@ __all__ = [
     "DPLRKernel",
     "DiagonalKernel",
     "DifferencingFilters",
+    "DualMixer",
     "GatedMLP",
     "GatedRMSNorm",
     "H3Conv",
@@ -73,6 +75,7 @@ __all__ = [
     "SlidingAttention",
     "State",
     "TaylorLinearAttention",
+    "WeightedAverage",
     "build_mixer",
     "build_norm",
     "butterfly_transform",

@@ -208,4 +208,21 @@ MANIFEST: dict[str, Entry] = {
             "local_vim_search",
         ),
     ),
+    "mhs_vm": Entry("statescan.models.mhs_vm", ("mhs_vm_tiny", "mhs_vm_3_heads", "mhs_vm_4_heads")),
+    "hrvmamba": Entry(
+        "statescan.models.hrvmamba",
+        (
+            "hrvmamba_nano",
+            "hrvmamba_tiny",
+            "hrvmamba_small",
+            "hrvmamba_base",
+            "hrvmamba_nano_pointwise",
+            "hrvmamba_tiny_pointwise",
+            "hrvmamba_small_pointwise",
+            "hrvmamba_base_pointwise",
+        ),
+    ),
+    "tsm2": Entry("statescan.models.tsm2", ("tsm2_tiny", "tsm2_small", "tsm2_base")),
+    "vim2": Entry("statescan.models.vim2", ("vim2_nano", "vim2_tiny", "vim2_small", "vim2_base")),
+    "mhs_vm_classifier": Entry("statescan.models.mhs_vm_classifier", ("mhs_vm_classifier_tiny", "mhs_vm_classifier")),
 }

@@ -372,6 +372,38 @@ _SYSTEMS = (
             "with branches of zero it is VMamba",
         ),
     ),
+    System(
+        "mambamixer",
+        "MambaMixer: Efficient Selective State Space Models with Dual Token and Channel Selection "
+        "(Behrouz, Santacatterina and Zabih, 2024)",
+        ("tsm2", "vim2"),
+        (
+            "TSM2: outputs and counts of a public replication; the authors published no code",
+            "averages of earlier layers contain the plain stack",
+            "ViM2: parameters within 15 % of the paper's",
+        ),
+    ),
+    System(
+        "mhs_vm",
+        "MHS-VM: Multi-Head Scanning in Parallel Subspaces for Vision Mamba (Ji, 2024)",
+        ("mhs_vm", "mhs_vm_classifier"),
+        (
+            "outputs of the published code",
+            "exact parameter counts, multiply-adds",
+            "published names both ways",
+            "all walks of its heads",
+        ),
+    ),
+    System(
+        "hrvmamba",
+        "HRVMamba: High-Resolution Visual State Space Model for Dense Prediction (Zhang et al., 2024)",
+        ("hrvmamba",),
+        (
+            "outputs of the published code, its CUDA step written out from the definition",
+            "exact parameter counts",
+            "published names both ways",
+        ),
+    ),
 )
 
 

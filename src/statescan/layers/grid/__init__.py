@@ -3,11 +3,14 @@
 from statescan.layers.grid._attention import GridAttention
 from statescan.layers.grid._cascade_scan import CascadeScan
 from statescan.layers.grid._channel_mixers import ChannelGate, DepthwiseMLP, InvertedResidual
+from statescan.layers.grid._channel_scan import ChannelDirection, ChannelScan
+from statescan.layers.grid._deformable import DeformableAggregation, deformable_aggregation
 from statescan.layers.grid._directional import DirectionalSS2D
 from statescan.layers.grid._gated_convolution import GatedConvolution
 from statescan.layers.grid._hidden_state_mixer import HiddenStateBlock, HiddenStateMixer
 from statescan.layers.grid._local_mamba import LocalMamba
 from statescan.layers.grid._local_scan import DIRECTIONS, LocalScan, WalkMixer, legacy_return, local_route
+from statescan.layers.grid._multi_head_scan import HEADS, GatedMultiHeadScan, MultiHeadScan
 from statescan.layers.grid._multiscale import MultiScaleSS2D
 from statescan.layers.grid._parts import (
     ConvolutionNorm,
@@ -60,18 +63,23 @@ from statescan.layers.grid._wavelets import (
 
 __all__ = [
     "DIRECTIONS",
+    "HEADS",
     "SS2D",
     "CascadeScan",
+    "ChannelDirection",
     "ChannelGate",
+    "ChannelScan",
     "ClassPlace",
     "ConvolutionDownsample",
     "ConvolutionMLP",
     "ConvolutionNorm",
     "ConvolutionStem",
+    "DeformableAggregation",
     "DepthwiseMLP",
     "DirectionalSS2D",
     "DropPath",
     "GatedConvolution",
+    "GatedMultiHeadScan",
     "GridAttention",
     "GridBatchNorm",
     "GridBlock",
@@ -85,6 +93,7 @@ __all__ = [
     "InvertedResidual",
     "LocalMamba",
     "LocalScan",
+    "MultiHeadScan",
     "MultiReceptiveMixer",
     "MultiScaleSS2D",
     "NormLinear",
@@ -105,6 +114,7 @@ __all__ = [
     "WalkMixer",
     "WaveletConvolution",
     "corner_cells",
+    "deformable_aggregation",
     "depthwise",
     "depthwise_norm",
     "drop_path_rates",

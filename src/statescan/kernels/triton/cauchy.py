@@ -42,7 +42,7 @@ def load_nodes(z, start, nodes, BLOCK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=("nodes",))
-def products(v, z, w, out, rows, heads, states, nodes, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+def cauchy_products(v, z, w, out, rows, heads, states, nodes, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """A block of nodes of one head: the sum over poles for some rows."""
     head = tl.program_id(0).to(tl.int64)
     z_re, z_im, j, mask = load_nodes(z, tl.program_id(1) * BLOCK, nodes, BLOCK)
@@ -65,7 +65,7 @@ def products(v, z, w, out, rows, heads, states, nodes, ROWS: tl.constexpr, BLOCK
 
 
 @triton.jit(do_not_specialize=("nodes",))
-def gradients(
+def cauchy_gradients(
     grad, v, z, w, grad_v, grad_w, rows, heads, states, nodes, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """One pole of one head: its own gradient, and those of its numerators."""
@@ -118,7 +118,7 @@ def forward(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
         return out
     share = power_of_two(rows, 1, MOST_ROWS)
     with on_device(v):
-        products[(heads, -(-nodes // BLOCK), -(-rows // share))](
+        cauchy_products[(heads, -(-nodes // BLOCK), -(-rows // share))](
             pairs(v), pairs(z), pairs(w), torch.view_as_real(out), rows, heads, states, nodes,
             ROWS=share, BLOCK=BLOCK, num_warps=4, **FUSED,
         )  # fmt: skip
@@ -133,7 +133,7 @@ def backward(grad: Tensor, v: Tensor, z: Tensor, w: Tensor) -> tuple[Tensor, Ten
     if not w.numel():
         return grad_v, grad_w
     with on_device(v):
-        gradients[(heads, states)](
+        cauchy_gradients[(heads, states)](
             pairs(grad), pairs(v), pairs(z), pairs(w), torch.view_as_real(grad_v), torch.view_as_real(grad_w),
             rows, heads, states, nodes, ROWS=power_of_two(rows, 1, MOST_ROWS), BLOCK=BLOCK, num_warps=4, **FUSED,
         )  # fmt: skip

@@ -39,7 +39,7 @@ def powers(turns, decays, state, start, o):
 
 
 @triton.jit(do_not_specialize=("length",))
-def products(
+def vandermonde_products(
     weights, turns, decays, out, rows, heads, states, length, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """A block of positions of one head: the sum over states for some rows."""
@@ -62,7 +62,7 @@ def products(
 
 
 @triton.jit(do_not_specialize=("length",))
-def gradients(
+def vandermonde_gradients(
     grad, weights, turns, decays, grad_weights, grad_exponents, rows, heads, states, length,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -122,7 +122,7 @@ def forward(weights: Tensor, exponents: Tensor, length: int) -> Tensor:
     turns, decays = _turns(exponents)
     share = power_of_two(rows, 1, MOST_ROWS)
     with on_device(weights):
-        products[(heads, -(-length // BLOCK), -(-rows // share))](
+        vandermonde_products[(heads, -(-length // BLOCK), -(-rows // share))](
             pairs(weights), turns, decays, out, rows, heads, states, length,
             ROWS=share, BLOCK=BLOCK, num_warps=4, **FUSED,
         )  # fmt: skip
@@ -138,7 +138,7 @@ def backward(grad: Tensor, weights: Tensor, exponents: Tensor, length: int) -> t
         return grad_weights, grad_exponents
     turns, decays = _turns(exponents)
     with on_device(weights):
-        gradients[(heads, states)](
+        vandermonde_gradients[(heads, states)](
             grad.contiguous(), pairs(weights), turns, decays,
             torch.view_as_real(grad_weights), torch.view_as_real(grad_exponents), rows, heads, states, length,
             ROWS=power_of_two(rows, 1, 4), BLOCK=BLOCK, num_warps=4, **FUSED,

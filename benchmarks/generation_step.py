@@ -103,7 +103,7 @@ def main() -> None:
     options = parser.parse_args()
     _measure.keep_freed_memory()
     torch.set_num_threads(1)
-    rows = [row for batch in (1, 8) for row in measure(options.seconds, batch)]
+    rows = [row for batch in (1, 4) for row in measure(options.seconds, batch)]
     title = f"A token of generation: width {DIM}, depth {DEPTH}, float32, one thread"
     _measure.show(title, rows)
     if not options.no_save:

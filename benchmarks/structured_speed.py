@@ -2,10 +2,10 @@
 
 python -m benchmarks.structured_speed [kernels] [memory] [convolution]
 
-compares results first, then times both in one run, taking turns: the processor's time of one thread. The kernels' peers are what the published code falls
-back on without its extensions: the (states, length) matrices of exponentials or of quotients in PyTorch, then torch.fft.
-Memory is what a forward and a backward pass add to the peak of a process of their own. ``--no-save`` leaves
-``benchmarks/results/structured_speed.json`` and ``.md`` as they are.
+compares results first, then times both in one run, taking turns: the processor's time of one thread. The kernels' peers
+are what the published code falls back on without its extensions: the (states, length) matrices of exponentials or of
+quotients in PyTorch, then torch.fft. Memory is what a forward and a backward pass add to the peak of a process of their
+own. ``--no-save`` leaves ``benchmarks/results/structured_speed.json`` and ``.md`` as they are.
 """
 
 from __future__ import annotations
@@ -227,12 +227,12 @@ def main() -> None:
     options = parser.parse_args()
     sizes = f"length {LENGTH:,}, dim {DIM}, state {STATE}, batch 1, float32"
     parts: dict[str, tuple[str, Callable[[], list[dict[str, Any]]]]] = {
+        "memory": (f"Memory of kernel and convolution, forward + backward: {sizes}", memory),
         "convolution": (
             f"The convolution alone, forward, one thread: length {LONG:,}, dim {DIM}, batch 1, float32",
             lambda: convolution(options.seconds),
         ),
         "kernels": (f"Kernel and convolution, one thread: {sizes}", lambda: kernels(options.seconds)),
-        "memory": (f"Memory of kernel and convolution, forward + backward: {sizes}", memory),
     }
     _measure.keep_freed_memory()
     torch.set_num_threads(1)

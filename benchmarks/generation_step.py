@@ -3,7 +3,8 @@
 python -m benchmarks.generation_step
 
 steps models that differ in their mixers only (`hybrid`, the same gated MLP after each) after contexts of several
-lengths, all in turns, and prints the median time of a step and the bytes that a sequence keeps. The Transformer's cache
+lengths, all in turns, and prints the median time of a step (of the processor, one
+thread) and the bytes that a sequence keeps. The Transformer's cache
 is filled with random keys and values, which cost what true ones cost. ``attention alone`` is only the reading of such a
 cache where it lies, without a projection or a copy: a floor of any Transformer with one. ``--no-save`` leaves
 ``benchmarks/results/generation_step.json`` and ``.md`` as they are.
@@ -12,6 +13,7 @@ cache where it lies, without a projection or a copy: a floor of any Transformer 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -81,7 +83,7 @@ def measure(seconds: float, batch: int) -> Iterator[dict[str, Any]]:
         }
         candidates["attention alone"] = attention_alone(context, batch)
         often = {mixer: 5 for mixer in MIXERS if mixer != "attention"}
-        times = _measure.milliseconds(candidates, seconds=seconds, repeats=often)
+        times = _measure.milliseconds(candidates, seconds=seconds, repeats=often, clock=time.process_time)
         for mixer in MIXERS:
             yield {
                 "mixer": mixer,
@@ -96,12 +98,13 @@ def measure(seconds: float, batch: int) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=6.0, help="for each context (default: 6)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="for each context (default: 3)")
     parser.add_argument("--no-save", action="store_true")
     options = parser.parse_args()
     _measure.keep_freed_memory()
-    rows = [row for batch in (1, 8) for row in measure(options.seconds, batch)]
-    title = f"A token of generation: width {DIM}, depth {DEPTH}, float32"
+    torch.set_num_threads(1)
+    rows = [row for batch in (1, 4) for row in measure(options.seconds, batch)]
+    title = f"A token of generation: width {DIM}, depth {DEPTH}, float32, one thread"
     _measure.show(title, rows)
     if not options.no_save:
         print(f"written to {_measure.save('generation_step', rows, tables={title: rows})}")

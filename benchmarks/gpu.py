@@ -206,6 +206,41 @@ def gated_rms_norm(rows: int, channels: int) -> Case:
     )
 
 
+def vandermonde(heads: int, states: int, length: int) -> Case:
+    exponents = torch.complex(-torch.rand(heads, states) / 100, torch.randn(heads, states)).cuda()
+    tensors = {"weights": torch.randn(1, heads, states, dtype=torch.complex64, device="cuda"), "exponents": exponents}
+
+    def formula() -> Peer:
+        return Peer(lambda weights, exponents: ops.vandermonde_reference(weights, exponents, length), tensors)
+
+    return Case(
+        "vandermonde",
+        f"{heads} x {length}, {states} states, complex64",
+        tensors,
+        lambda **t: ops.vandermonde(**t, length=length),
+        {"formula": formula},
+    )
+
+
+def cauchy(heads: int, states: int, nodes: int) -> Case:
+    z = 2j * torch.tan(torch.linspace(0, 1.57, nodes, dtype=torch.float64)).to(torch.complex64).cuda()
+    tensors = {
+        "v": torch.randn(4, heads, states, dtype=torch.complex64, device="cuda"),
+        "w": torch.complex(-torch.rand(heads, states), torch.randn(heads, states)).cuda(),
+    }
+
+    def formula() -> Peer:
+        return Peer(lambda v, w: torch.view_as_real(ops.cauchy_reference(v, z, w)), tensors)
+
+    return Case(
+        "cauchy",
+        f"4 x {heads} x {nodes}, {states} states, complex64",
+        tensors,
+        lambda v, w: torch.view_as_real(ops.cauchy(v, z, w)),
+        {"formula": formula},
+    )
+
+
 def cases() -> list[Case]:
     return [
         selective_scan(8, 2048, 1536),
@@ -221,6 +256,8 @@ def cases() -> list[Case]:
         linear_scan(1, 65536, 1024),
         gated_rms_norm(16384, 1536),
         gated_rms_norm(16384, 5120),
+        vandermonde(256, 32, 16384),
+        cauchy(256, 32, 8193),
     ]
 
 

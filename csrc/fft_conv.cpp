@@ -142,6 +142,9 @@ struct Plan {
     int64_t n1, n2;
     const float *roots1, *roots2, *twist, *tilt;
     int64_t points() const { return n1 * n2; }
+    // Rows lie a little further apart than they are long: at a power of two, columns would share a few sets of the cache.
+    int64_t pitch() const { return (n2 + kColumns) * kPoint; }
+    int64_t size() const { return n1 * pitch(); }
 };
 
 // Columns of a signal there. `fetch(position, columns, put)` is asked for neighbours.
@@ -157,10 +160,11 @@ inline void columns(const Plan& plan, float* work, float* scratch, Fetch fetch) 
         for (int64_t column = 0; column < Width; ++column)
             transform(scratch + column * plan.n1 * kPoint, plan.n1, plan.roots1);
         for (int64_t p = 0; p < plan.n1; ++p) {
-            const int64_t place = p * plan.n2 + j;
+            const float* twist = plan.twist + 2 * (p * plan.n2 + j);
+            float* row = work + p * plan.pitch() + j * kPoint;
             for (int64_t column = 0; column < Width; ++column)
-                write(work + (place + column) * kPoint,
-                      turn(read(scratch + (column * plan.n1 + p) * kPoint), plan.twist + 2 * (place + column)));
+                write(row + column * kPoint,
+                      turn(read(scratch + (column * plan.n1 + p) * kPoint), twist + 2 * column));
         }
     }
 }
@@ -171,10 +175,10 @@ inline void columns_back(const Plan& plan, const float* work, float* scratch, Gi
     const float scale = 1.0f / float(plan.points());
     for (int64_t j = 0; j < plan.n2; j += Width) {
         for (int64_t p = 0; p < plan.n1; ++p) {
-            const int64_t place = p * plan.n2 + j;
+            const float* twist = plan.twist + 2 * (p * plan.n2 + j);
+            const float* row = work + p * plan.pitch() + j * kPoint;
             for (int64_t column = 0; column < Width; ++column)
-                write(scratch + (column * plan.n1 + p) * kPoint,
-                      turn_back(read(work + (place + column) * kPoint), plan.twist + 2 * (place + column)));
+                write(scratch + (column * plan.n1 + p) * kPoint, turn_back(read(row + column * kPoint), twist + 2 * column));
         }
         for (int64_t column = 0; column < Width; ++column)
             transform_back(scratch + column * plan.n1 * kPoint, plan.n1, plan.roots1);
@@ -241,7 +245,7 @@ struct Taps {
                 put(i, Point{load(past_square.values[i]), ahead ? load(future_square.values[i]) : vfloat{}});
         });
         for (int64_t p = 0; p < plan.n1; ++p)
-            STATESCAN_LEVEL::transform(work + p * plan.n2 * kPoint, plan.n2, plan.roots2);
+            STATESCAN_LEVEL::transform(work + p * plan.pitch(), plan.n2, plan.roots2);
     }
 };
 
@@ -251,7 +255,7 @@ template <typename T>
 void forward(const T* x, const T* gate, const float* kernel, const float* future, const float* D, T* y,
              const Plan& plan, float* workspace, int64_t batch, int64_t length, int64_t channels, int64_t taps,
              int64_t ahead, int threads) {
-    const int64_t blocks = (channels + kLanes - 1) / kLanes, size = plan.points() * kPoint;
+    const int64_t blocks = (channels + kLanes - 1) / kLanes, size = plan.size();
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
     for (int64_t block = 0; block < blocks; ++block) {
 #ifdef _OPENMP
@@ -269,8 +273,8 @@ void forward(const T* x, const T* gate, const float* kernel, const float* future
             const Signal<T> signal{x + start, gate ? gate + start : nullptr, length, channels, count};
             signal.transform(plan, work, scratch);
             for (int64_t p = 0; p < plan.n1; ++p) {
-                float* row = work + p * plan.n2 * kPoint;
-                const float* taps_row = spectrum + p * plan.n2 * kPoint;
+                float* row = work + p * plan.pitch();
+                const float* taps_row = spectrum + p * plan.pitch();
                 transform(row, plan.n2, plan.roots2);
                 for (int64_t i = 0; i < plan.n2 * kPoint; i += kPoint)
                     write(row + i, product(read(row + i), read(taps_row + i)));
@@ -292,7 +296,7 @@ void backward(const T* grad, const T* x, const T* gate, const float* kernel, con
               T* grad_x, T* grad_gate, float* grad_kernel, float* grad_future, float* grad_D, const Plan& plan,
               float* workspace, int64_t batch, int64_t length, int64_t channels, int64_t taps, int64_t ahead,
               int threads) {
-    const int64_t blocks = (channels + kLanes - 1) / kLanes, size = plan.points() * kPoint;
+    const int64_t blocks = (channels + kLanes - 1) / kLanes, size = plan.size();
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
     for (int64_t block = 0; block < blocks; ++block) {
 #ifdef _OPENMP
@@ -313,7 +317,7 @@ void backward(const T* grad, const T* x, const T* gate, const float* kernel, con
             above.transform(plan, given, scratch);
             // Correlating with the kernel gives the input's gradient, correlating with the input the kernel's.
             for (int64_t p = 0; p < plan.n1; ++p) {
-                const int64_t from = p * plan.n2 * kPoint;
+                const int64_t from = p * plan.pitch();
                 float *u = work + from, *g = given + from, *lag = lags + from;
                 transform(u, plan.n2, plan.roots2);
                 transform(g, plan.n2, plan.roots2);
@@ -338,7 +342,7 @@ void backward(const T* grad, const T* x, const T* gate, const float* kernel, con
                 }
             });
         }
-        for (int64_t p = 0; p < plan.n1; ++p) transform_back(lags + p * plan.n2 * kPoint, plan.n2, plan.roots2);
+        for (int64_t p = 0; p < plan.n1; ++p) transform_back(lags + p * plan.pitch(), plan.n2, plan.roots2);
         columns_back<kLanes>(plan, lags, scratch, [&](int64_t t, auto get) {
             Square square;
             for (int64_t i = 0; i < kLanes; ++i) store(square.values[i], get(i).re);
@@ -360,7 +364,7 @@ void backward(const T* grad, const T* x, const T* gate, const float* kernel, con
 // Floats of workspace for a thread: `kept` arrays of points and the columns at hand.
 STATESCAN_EXPORT(int, fft_conv_workspace)(int64_t n1, int64_t n2, int64_t kept, int64_t* floats) {
     const Plan plan{n1, n2, nullptr, nullptr, nullptr, nullptr};
-    *floats = kept * plan.points() * kPoint + scratch_size(plan);
+    *floats = kept * plan.size() + scratch_size(plan);
     return 0;
 }
 

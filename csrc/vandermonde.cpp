@@ -2,10 +2,8 @@
 // gradients, without the (states, length) matrix of powers.
 //
 // A power series is walked in strands of sixteen neighbouring positions, four strands in flight, each multiplied by
-// exp(64 exponent) to move on. Every `kBlock` positions it starts afresh from an exponential in double precision, so
-// that rounding does not build up along a long kernel.
-#include <complex>
-
+// exp(64 exponent) to move on. Every `kBlock` positions it starts afresh from a power in double precision, so that
+// rounding does not build up along a long kernel.
 #include "common.h"
 #include "math.h"
 
@@ -21,31 +19,36 @@ struct Powers {
     float step_re, step_im;             // exp(64 v)
 };
 
-// exp(count v) for whole counts, in double: the phase count * Im v needs more digits than a float has.
-inline std::complex<double> power(float re, float im, double count) {
-    const double magnitude = std::exp(count * re), phase = count * double(im);
-    return {magnitude * std::cos(phase), magnitude * std::sin(phase)};
-}
+// A complex number in double: the phase of a far position needs more digits than a float has.
+struct Double {
+    double re, im;
+};
+inline Double operator*(Double a, Double b) { return {a.re * b.re - a.im * b.im, a.re * b.im + a.im * b.re}; }
 
-// The powers of one strand from those of a lane: start * exp(lane v), 16 products from a table made once a state.
+// Of a state: its first powers, and those that a step and a block multiply by.
 struct Table {
-    float re[kStride], im[kStride];
+    float re[kStride], im[kStride];  // exp(i v)
+    float step_re, step_im;          // exp(64 v)
+    Double block;                    // exp(kBlock v)
     Table(float v_re, float v_im) {
+        const double size = std::exp(double(v_re));
+        const Double one{size * std::cos(double(v_im)), size * std::sin(double(v_im))};
+        Double power{1, 0};
         for (int i = 0; i < kStride; ++i) {
-            const auto value = power(v_re, v_im, i);
-            re[i] = float(value.real());
-            im[i] = float(value.imag());
+            re[i] = float(power.re);
+            im[i] = float(power.im);
+            power = power * one;
         }
-        const auto value = power(v_re, v_im, kStride);
-        step_re = float(value.real());
-        step_im = float(value.imag());
+        step_re = float(power.re);
+        step_im = float(power.im);
+        for (int64_t reached = kStride; reached < kBlock; reached *= 2) power = power * power;
+        block = power;
     }
-    float step_re, step_im;
 };
 
-inline Powers start(const Table& table, float v_re, float v_im, int64_t position) {
-    const auto first = power(v_re, v_im, double(position));
-    const float a = float(first.real()), b = float(first.imag());
+// The powers of a block, from exp(v) to the place where it starts.
+inline Powers start(const Table& table, Double first) {
+    const float a = float(first.re), b = float(first.im);
     Powers p;
     for (int s = 0; s < kStrands; ++s) {
         const vfloat re = load(table.re + s * kLanes), im = load(table.im + s * kLanes);
@@ -78,13 +81,14 @@ STATESCAN_EXPORT(int, vandermonde_forward)
         for (int64_t n = 0; n < states; ++n) {
             const float v_re = exponents[2 * (h * states + n)], v_im = exponents[2 * (h * states + n) + 1];
             const Table table(v_re, v_im);
-            for (int64_t block = 0; block < length; block += kBlock) {
+            Double first{1, 0};
+            for (int64_t block = 0; block < length; block += kBlock, first = first * table.block) {
                 const int64_t end = std::min(block + kBlock, padded);
                 for (int64_t r = 0; r < rows; ++r) {
                     const float* w = weights + 2 * ((r * heads + h) * states + n);
                     const float w_re = 2 * w[0], w_im = 2 * w[1];
                     float* out = kernel + (r * heads + h) * padded;
-                    Powers p = start(table, v_re, v_im, block);
+                    Powers p = start(table, first);
                     for (int64_t l = block; l < end; l += kStride) {
                         for (int s = 0; s < kStrands; ++s) {
                             float* o = out + l + s * kLanes;
@@ -116,9 +120,10 @@ STATESCAN_EXPORT(int, vandermonde_backward)
             for (int64_t r = 0; r < rows; ++r) {
                 const float* g = grad + (r * heads + h) * padded;
                 double s0_re = 0, s0_im = 0, s1_re = 0, s1_im = 0;
-                for (int64_t block = 0; block < length; block += kBlock) {
+                Double first{1, 0};
+                for (int64_t block = 0; block < length; block += kBlock, first = first * table.block) {
                     const int64_t end = std::min(block + kBlock, padded);
-                    Powers p = start(table, v_re, v_im, block);
+                    Powers p = start(table, first);
                     vfloat a_re{}, a_im{}, b_re{}, b_im{};
                     for (int64_t l = block; l < end; l += kStride) {
                         const float base = float(l - block);

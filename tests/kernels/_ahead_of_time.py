@@ -18,6 +18,7 @@ from triton.runtime.jit import JITFunction
 
 TARGET = GPUTarget("cuda", 90, 32)
 POINTERS = {
+    torch.float64: "*fp64",
     torch.float32: "*fp32",
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
@@ -208,6 +209,16 @@ def call_steps(dtype: torch.dtype, kind: torch.dtype) -> None:
         ssd_step.forward(state, x, delta, A, B, C, A, z)
 
 
+def call_kernel_products(rows: int, *, heads: int = 256, states: int = 32, count: int = 4096) -> None:
+    from statescan.kernels.triton import cauchy, vandermonde
+
+    kind = torch.complex64
+    weights, poles = empty(rows, heads, states, dtype=kind), empty(heads, states, dtype=kind)
+    vandermonde.backward(vandermonde.forward(weights, poles, count), weights, poles, count)
+    nodes = empty(count // 2 + 1, dtype=kind)
+    cauchy.backward(cauchy.forward(weights, nodes, poles), weights, nodes, poles)
+
+
 def calls(every: bool) -> None:
     """What is compiled: each kernel once or twice, or in every type and with every option."""
     bfloat16, float32, complex64 = torch.bfloat16, torch.float32, torch.complex64
@@ -218,6 +229,7 @@ def calls(every: bool) -> None:
     call_linear_scan(complex64, resets=False, packed=True, serial=True)
     call_gated_rms_norm(bfloat16, group_size=4096, norm_before_gate=False)
     call_steps(bfloat16, float32)
+    call_kernel_products(4)
     if not every:
         return
     for dtype in (float32, torch.float16):
@@ -232,7 +244,10 @@ def calls(every: bool) -> None:
         call_causal_conv1d(dtype, resets=False, packed=True)
         call_gated_rms_norm(dtype, group_size=64, norm_before_gate=True)
         call_steps(dtype, complex64)
+    call_kernel_products(1)
+    call_kernel_products(40, heads=3, states=5, count=777)
     # Triton compiles a size of 1 as a constant, which takes other ways through the compiler.
+    call_kernel_products(1, heads=1, states=1, count=1)
     ones = {"resets": True, "packed": False}
     call_ssd(float32, head_dim=1, chunk_size=64, heads=1, states=1, **ones)
     call_causal_conv1d(float32, channels=1, width=1, **ones)

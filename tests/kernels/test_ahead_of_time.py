@@ -19,5 +19,12 @@ def test_kernels_compile_for_a_gpu(extent, tmp_path):
         timeout=500,
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    for kernel in ("outputs", "input_gradients", "chunk_states", "step_kernel"):
+    for kernel in (
+        "outputs",
+        "input_gradients",
+        "chunk_states",
+        "step_kernel",
+        "vandermonde_products",
+        "cauchy_gradients",
+    ):
         assert f"{kernel}: " in result.stdout

@@ -13,6 +13,7 @@ import torch
 from statescan import ops
 from tests.ops import test_causal_conv1d as conv
 from tests.ops import test_gated_rms_norm as norm
+from tests.ops import test_kernels_of_convolutions as convolutions
 from tests.ops import test_linear_scan as linear
 from tests.ops import test_selective_scan as scan
 from tests.ops import test_selective_state_step as scan_step
@@ -131,6 +132,86 @@ LARGE = {
     ("gated_rms_norm", "large, wide"): norm.arguments(500, 5120),
     ("gated_rms_norm", "large, groups"): norm.arguments(500, 4096, group_size=512),
 }
+
+
+#: Sizes of Vandermonde and Cauchy products: rows, heads, states, positions or nodes.
+PRODUCTS = {
+    "one of each": (1, 1, 1, 1),
+    "odd": (3, 2, 5, 63),
+    "a block": (1, 2, 2, 64),
+    "blocks": (2, 2, 3, 150),
+    "more rows than a program": (18, 1, 2, 9),
+    "no rows": (0, 2, 3, 8),
+    "no states": (2, 2, 0, 8),
+    "no length": (2, 2, 3, 0),
+}
+LARGE_PRODUCTS = {"a layer": (2, 64, 32, 4096), "long": (1, 3, 4, 65_537), "many rows": (40, 8, 5, 777)}
+
+
+def check_product(name, sizes, device, dtype=torch.complex64, tolerance=convolutions.TOLERANCE):
+    rows, heads, states, count = sizes
+    numerators = convolutions._weights(rows, heads, states)
+    if name == "vandermonde":
+        given = [numerators, convolutions._decays(heads, states)]
+
+        def call(function):
+            return lambda w, e: function(w.to(device), e.to(device), count).cpu()
+    else:
+        given, z = [numerators, convolutions._poles(heads, states)], convolutions._nodes(count)
+
+        def call(function):
+            return lambda v, w: function(v.to(device), z.to(v.dtype).to(device), w.to(device)).cpu()
+
+    with ops.backend("reference"):
+        wanted = convolutions._values_and_gradients(call(getattr(ops, name)), given)
+    got = convolutions._values_and_gradients(call(getattr(ops, name)), [t.to(dtype) for t in given])
+    for have, want in zip(got, wanted, strict=True):
+        assert have.shape == want.shape
+        scale = max(float(want.detach().abs().max()) if want.numel() else 0.0, 1e-3)
+        assert torch.allclose(have.to(want.dtype), want, rtol=0, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("name", ["vandermonde", "cauchy"])
+@pytest.mark.parametrize("case", PRODUCTS)
+def test_products_of_convolution_kernels(name, case, device):
+    check_product(name, PRODUCTS[case], device)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", ["cuda"], indirect=True)
+@pytest.mark.parametrize("name", ["vandermonde", "cauchy"])
+@pytest.mark.parametrize("case", LARGE_PRODUCTS)
+def test_large_products_of_convolution_kernels(name, case, device):
+    check_product(name, LARGE_PRODUCTS[case], device, tolerance=1e-4)
+
+
+def test_transposed_vandermonde_product(device):
+    signal = convolutions._random(2, 2, 70)
+    exponents = convolutions._decays(2, 3)
+    wanted = ops.vandermonde_transpose_reference(signal, exponents)
+    got = ops.vandermonde_transpose(signal.float().to(device), exponents.to(torch.complex64).to(device)).cpu()
+    torch.testing.assert_close(got.to(wanted.dtype), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_phases_far_along_a_kernel_are_exact(device):
+    exponents = torch.tensor([[-1e-6 + 2.9j, 0.0 - 1.3j]], dtype=torch.complex64)
+    weights = torch.ones(1, 1, 2, dtype=torch.complex64)
+    length = 20_001
+    got = ops.vandermonde(weights.to(device), exponents.to(device), length).cpu()
+    wanted = ops.vandermonde_reference(weights.to(torch.complex128), exponents.to(torch.complex128), length)
+    torch.testing.assert_close(got[..., -3:].double(), wanted[..., -3:], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vandermonde", "cauchy"])
+def test_strided_and_conjugated_products(name, device):
+    rows, heads, states = 2, 2, 3
+    numerators = convolutions._weights(rows, heads, 2 * states).to(torch.complex64)[..., ::2].conj()
+    poles = convolutions._poles(heads, states).to(torch.complex64) / 10
+    last = convolutions._nodes(9).to(torch.complex64) if name == "cauchy" else 9
+    given = (numerators, last, poles.conj()) if name == "cauchy" else (numerators, poles.conj(), last)
+    wanted = getattr(ops, f"{name}_reference")(*given)
+    got = getattr(ops, name)(*(t.to(device) if isinstance(t, torch.Tensor) else t for t in given)).cpu()
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 
 def made(operator, case):
@@ -283,3 +364,8 @@ def test_where_triton_is_not_chosen():
     assert "triton: used" not in ops.explain("selective_scan", x, x, A, B, B)
     with ops.backend("triton"), pytest.raises(ValueError, match=r"no kernel for torch\.float64"):
         ops.selective_scan(x.double(), x.double(), A.double(), B.double(), B.double())
+    wide = torch.ones(1, 2, 3, dtype=torch.complex128)
+    with ops.backend("triton"), pytest.raises(ValueError, match=r"no kernel for torch\.complex128"):
+        ops.vandermonde(wide, wide[0], 4)
+    with ops.backend("triton"), pytest.raises(ValueError, match=r"no kernel for torch\.complex128"):
+        ops.cauchy(wide, wide[0, 0], wide[0])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from statescan import ssm
-from statescan.layers import DiagonalKernel, DPLRKernel
+from statescan.layers import DiagonalKernel, DPLRKernel, _ssm_kernels
 from statescan.layers._ssm_kernels import initial_system
 
 DIM, STATES = 4, 6
@@ -220,3 +220,22 @@ def test_mixtures_take_equal_shares_in_order() -> None:
 def test_wrong_options_are_named(build: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_systems_taken_in_parts_give_what_they_give_together(rank, monkeypatch):
+    torch.manual_seed(0)
+    kernel = DPLRKernel(7, 8, channels=2, initialisation="legs" if rank == 1 else "legt", rank=rank)
+    kernel(33)
+    state = torch.randn(3, 7, 4, dtype=torch.complex64)
+
+    def run():
+        response, added = kernel(33, state=state)
+        loss = (response * torch.arange(33)).sum() + added.square().sum()
+        return response, added, *torch.autograd.grad(loss, list(kernel.parameters()))
+
+    together = run()
+    monkeypatch.setattr(_ssm_kernels, "_PART", 2 * 8 * 17 * (rank + 4) * (rank + 2))
+    assert len(kernel._parts(torch.zeros(rank + 4, rank + 2, 7, 4), 17)) == 4
+    for one, two in zip(together, run(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4 * float(one.detach().abs().max()))

@@ -205,3 +205,43 @@ def test_gradcheck_of_the_references():
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_fft_conv_in_half_precision_with_every_gradient(dtype):
+    tensors = [_random(2, 70, 21).to(dtype), _random(21, 70).float() / 70, _random(21).float()]
+    tensors += [_random(2, 70, 21, seed=3).to(dtype), _random(21, 69, seed=4).float() / 70]
+
+    def run(*t):
+        return ops.fft_conv(t[0], t[1], t[2], gate=t[3], anticausal_kernel=t[4])
+
+    def wanted(*t):
+        return ops.fft_conv_reference(t[0], t[1], t[2], gate=t[3], anticausal_kernel=t[4])
+
+    got = _values_and_gradients(run, tensors)
+    for index, want in enumerate(_values_and_gradients(wanted, [t.double() for t in tensors])):
+        assert got[index].dtype == (tensors[index - 1].dtype if index else dtype)
+        assert torch.allclose(got[index].double(), want, rtol=0, atol=2e-2 * float(want.detach().abs().max()))
+
+
+def test_fft_conv_on_several_threads_gives_the_same():
+    tensors = [_random(2, 200, 40).float(), _random(40, 200).float(), _random(40).float()]
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(_values_and_gradients(ops.fft_conv, tensors))
+    finally:
+        torch.set_num_threads(before)
+    for one, two in zip(*found, strict=True):
+        assert torch.equal(one, two)
+
+
+def test_nan_stays_in_its_sequence_and_channel():
+    x = _random(2, 50, 6).float()
+    x[0, 20, 3] = float("nan")
+    y = ops.fft_conv(x, _random(6, 50).float())
+    assert y[0, :, 3].isnan().any()
+    y[0, :, 3] = 0
+    assert y.isfinite().all()

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from statescan.layers._state import State
 
 
-def without_state(module: Any, return_state: bool) -> dict[str, bool]:
+def without_state(module: Any, return_state: bool) -> dict[str, Any]:
     """Keywords that have a module skip its last state, where that is not wanted and the module can (`skips_state`)."""
     return {} if return_state or not getattr(module, "skips_state", False) else {"return_state": False}
 
@@ -127,7 +127,7 @@ class ResidualStack(nn.Module):
         after: dict[str, Tensor | State] = {}
         for index, block in enumerate(self.blocks):
             before = state[str(index)] if state else None
-            options = without_state(block, return_state)
+            options: dict[str, Any] = without_state(block, return_state)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 residual, after[str(index)] = checkpoint(
                     block, residual, before, resets=resets, offsets=offsets, use_reentrant=False, **options

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from statescan import ops, ssm
 from statescan.layers._precision import widen
@@ -30,6 +31,8 @@ _MIXTURES = {
     "diag": ("diag-inv", "diag-lin"),
     "all": ("legs", "fout", "diag-inv", "diag-lin"),
 }
+#: Bytes of Cauchy products that are taken together.
+_PART = 1 << 22
 #: States advance over this many positions by one product of matrices.
 _BLOCK = 128
 
@@ -413,15 +416,40 @@ class DPLRKernel(DiagonalKernel):
         if whole % 2 == 0:
             tangent[-1] = 0.0  # the tangent's pole; the value there is filled in below
         tangent = tangent.to(v.real.dtype)
+        poles = A * dt
+        parts = self._parts(v, tangent.shape[0])
+
+        def respond(part: slice) -> Tensor:
+            return self._response(v[:, :, part], poles[part], tangent, whole, length)
+
+        if (
+            len(parts) > 1 and torch.is_grad_enabled()
+        ):  # keep no quotients for the gradient: they are quickly made again
+            kernels = [checkpoint(respond, part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+        else:
+            kernels = [respond(part) for part in parts]
+        kernel = kernels[0] if len(kernels) == 1 else torch.cat(kernels, dim=2)
+        return kernel[-1], (None if state is None else kernel[:-1])
+
+    @staticmethod
+    def _parts(v: Tensor, nodes: int) -> list[slice]:
+        """Systems taken together: as many as leave what is computed of them in the cache."""
+        each = 8 * nodes * v.shape[0] * v.shape[1]
+        some = max(1, _PART // max(1, each))
+        if torch.compiler.is_compiling() or v.device.type != "cpu" or some >= v.shape[2]:
+            return [slice(None)]
+        return [slice(start, start + some) for start in range(0, v.shape[2], some)]
+
+    def _response(self, v: Tensor, poles: Tensor, tangent: Tensor, whole: int, length: int) -> Tensor:
+        """(rows, columns, H, N/2) -> impulse responses (rows, columns, H, length) without those of the low rank."""
         z = torch.complex(torch.zeros_like(tangent), 2 * tangent)
-        r = ops.cauchy(v.flatten(0, 1), z, A * dt).unflatten(0, v.shape[:2])
+        r = ops.cauchy(v.flatten(0, 1), z, poles).unflatten(0, v.shape[:2])
         spectrum = self._woodbury(r) * torch.complex(torch.ones_like(tangent), tangent)
         if whole % 2 == 0:
             # z grows without bound there: the sum of v / z times 1 + z / 2 tends to the sum of Re v.
             last = v[: -self.rank, : -self.rank].real.sum(-1, keepdim=True)
             spectrum = torch.cat([spectrum[..., :-1], torch.complex(last, torch.zeros_like(last))], dim=-1)
-        kernel = torch.fft.irfft(spectrum, n=whole)[..., :length]
-        return kernel[-1], (None if state is None else kernel[:-1])
+        return torch.fft.irfft(spectrum, n=whole)[..., :length]
 
     def _woodbury(self, r: Tensor) -> Tensor:
         """The resolvent with the low-rank part, from those without it (rows, columns, H, nodes)."""

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from statescan.ops import _checks as checks
-from statescan.ops._dispatch import LIBRARY, Implementation, Operator, cpu_accepts, register
+from statescan.ops._dispatch import (
+    LIBRARY,
+    Implementation,
+    Operator,
+    cpu_accepts,
+    register,
+    triton_accepts,
+    triton_implementation,
+)
 
 
 def cauchy(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
@@ -94,6 +102,12 @@ def _accepts(v: Tensor, z: Tensor, w: Tensor) -> str | None:
     return cpu_accepts(*(t.real for t in (v, z, w)))
 
 
+def _triton_accepts(v: Tensor, z: Tensor, w: Tensor) -> str | None:
+    if v.dtype != torch.complex64:
+        return f"no kernel for {v.dtype}"
+    return triton_accepts(*(t.real for t in (v, z, w)))
+
+
 def _plain(*tensors: Tensor) -> list[Tensor]:
     """In memory as their values are: no lazy conjugation, no strides."""
     return [tensor.resolve_conj().resolve_neg().contiguous() for tensor in tensors]
@@ -148,5 +162,6 @@ def _reference_backward(grad: Tensor, v: Tensor, z: Tensor, w: Tensor) -> list[T
 
 OPERATOR.implementations += [
     Implementation("cpu", _accepts, _cpu_forward, _cpu_backward),
+    triton_implementation("cauchy", _triton_accepts),
     Implementation("reference", lambda *args: None, cauchy_reference, _reference_backward),
 ]

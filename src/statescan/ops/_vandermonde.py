@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from statescan.ops import _checks as checks
-from statescan.ops._dispatch import LIBRARY, Implementation, Operator, cpu_accepts, register
+from statescan.ops._dispatch import (
+    LIBRARY,
+    Implementation,
+    Operator,
+    cpu_accepts,
+    register,
+    triton_accepts,
+    triton_implementation,
+)
 
 #: The kernels walk positions in strides of this many; rows are padded up to it.
 _STRIDE = 64
@@ -165,6 +173,12 @@ def _accepts(weights: Tensor, exponents: Tensor, length: int) -> str | None:
     return cpu_accepts(*(t.real for t in (weights, exponents)))
 
 
+def _triton_accepts(weights: Tensor, exponents: Tensor, length: int) -> str | None:
+    if weights.dtype != torch.complex64:
+        return f"no kernel for {weights.dtype}"
+    return triton_accepts(weights.real, exponents.real)
+
+
 def _cpu_forward(weights: Tensor, exponents: Tensor, length: int) -> Tensor:
     from statescan.kernels import cpu
 
@@ -219,5 +233,6 @@ def _reference_backward(grad: Tensor, weights: Tensor, exponents: Tensor, length
 
 OPERATOR.implementations += [
     Implementation("cpu", _accepts, _cpu_forward, _cpu_backward),
+    triton_implementation("vandermonde", _triton_accepts),
     Implementation("reference", lambda *args: None, vandermonde_reference, _reference_backward),
 ]

@@ -43,8 +43,9 @@ class Fixture:
 
     @property
     def class_name(self) -> str:
-        """The published class or function, dotted."""
-        return str(self.data["official"].get("class"))
+        """The published class or function, dotted; where a table names several, "SYSTEM: several"."""
+        name = self.data["official"].get("class")
+        return f"{self.system}: several" if isinstance(name, dict) else str(name)
 
     @property
     def kwargs(self) -> dict[str, Any]:

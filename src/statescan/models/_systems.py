@@ -144,6 +144,29 @@ _SYSTEMS = (
         ),
     ),
     System(
+        "lra",
+        "Long Range Arena: A Benchmark for Efficient Transformers (Tay et al., 2021)",
+        (),
+        (
+            "expressions of the published ListOps generator, bit for bit",
+            "Pathfinder's labels by construction, and its images' statistics",
+            "the six tasks trained on in small, and read from the published layouts",
+            "recipes of the published S4, S4D, S5 and long-convolution experiments",
+        ),
+    ),
+    System(
+        "synthetics",
+        "Recall and copying tasks of Mamba (Gu and Dao, 2023), H3 (Fu et al., 2023), Zoology (Arora et al., 2024), "
+        "Repeat After Me (Jelassi et al., 2024) and Landmark Attention (Mohtashami and Jaggi, 2023)",
+        (),
+        (
+            "selective copying, MQAR, induction head and associative recall as their published generators draw them, "
+            "bit for bit",
+            "an oracle solves every task",
+            "selective copying and induction heads learned",
+        ),
+    ),
+    System(
         "mamba",
         "Mamba: Linear-Time Sequence Modeling with Selective State Spaces (Gu and Dao, 2023)",
         ("mamba", "falcon_mamba"),

@@ -1,0 +1,121 @@
+"""Parts of image backbones: mixers of grids (batch, height, width, channels) and what stands around them."""
+
+from statescan.layers.grid._attention import GridAttention
+from statescan.layers.grid._cascade_scan import CascadeScan
+from statescan.layers.grid._channel_mixers import ChannelGate, DepthwiseMLP, InvertedResidual
+from statescan.layers.grid._directional import DirectionalSS2D
+from statescan.layers.grid._gated_convolution import GatedConvolution
+from statescan.layers.grid._hidden_state_mixer import HiddenStateBlock, HiddenStateMixer
+from statescan.layers.grid._local_scan import DIRECTIONS, LocalScan, WalkMixer, legacy_return, local_route
+from statescan.layers.grid._multiscale import MultiScaleSS2D
+from statescan.layers.grid._parts import (
+    ConvolutionNorm,
+    DropPath,
+    GridBatchNorm,
+    GridBlock,
+    GridConvolution,
+    NormLinear,
+    SqueezeExcite,
+    depthwise,
+    drop_path_rates,
+    fold_norms,
+    grid_activation,
+    resize_grid,
+)
+from statescan.layers.grid._patches import (
+    ConvolutionDownsample,
+    OverlappingStem,
+    PatchEmbedding,
+    PatchMerging,
+    PositionGrid,
+    corner_cells,
+    pad_corner,
+)
+from statescan.layers.grid._pyramid import GridMaxPool, GridTransposedConvolution, SimplePyramid
+from statescan.layers.grid._route_scan import RouteScan
+from statescan.layers.grid._route_ssd import RouteSSD
+from statescan.layers.grid._self_distillation import mesa_loss
+from statescan.layers.grid._ss2d import SS2D
+from statescan.layers.grid._ssd import GridSSD
+from statescan.layers.grid._stems import (
+    ConvolutionMLP,
+    ConvolutionStem,
+    InvertedDownsample,
+    Residual,
+    ResidualStem,
+    SqueezeDownsample,
+    depthwise_norm,
+    nearest_multiple,
+)
+from statescan.layers.grid._structure_aware_ssm import StateFusion, StructureAwareSSM
+from statescan.layers.grid._tokens import ClassPlace, PatchTokens, embed_patches
+from statescan.layers.grid._wavelets import (
+    MultiReceptiveMixer,
+    WaveletConvolution,
+    haar_filters,
+    inverse_wavelet_transform,
+    wavelet_transform,
+)
+
+__all__ = [
+    "DIRECTIONS",
+    "SS2D",
+    "CascadeScan",
+    "ChannelGate",
+    "ClassPlace",
+    "ConvolutionDownsample",
+    "ConvolutionMLP",
+    "ConvolutionNorm",
+    "ConvolutionStem",
+    "DepthwiseMLP",
+    "DirectionalSS2D",
+    "DropPath",
+    "GatedConvolution",
+    "GridAttention",
+    "GridBatchNorm",
+    "GridBlock",
+    "GridConvolution",
+    "GridMaxPool",
+    "GridSSD",
+    "GridTransposedConvolution",
+    "HiddenStateBlock",
+    "HiddenStateMixer",
+    "InvertedDownsample",
+    "InvertedResidual",
+    "LocalScan",
+    "MultiReceptiveMixer",
+    "MultiScaleSS2D",
+    "NormLinear",
+    "OverlappingStem",
+    "PatchEmbedding",
+    "PatchMerging",
+    "PatchTokens",
+    "PositionGrid",
+    "Residual",
+    "ResidualStem",
+    "RouteSSD",
+    "RouteScan",
+    "SimplePyramid",
+    "SqueezeDownsample",
+    "SqueezeExcite",
+    "StateFusion",
+    "StructureAwareSSM",
+    "WalkMixer",
+    "WaveletConvolution",
+    "corner_cells",
+    "depthwise",
+    "depthwise_norm",
+    "drop_path_rates",
+    "embed_patches",
+    "fold_norms",
+    "grid_activation",
+    "haar_filters",
+    "inverse_wavelet_transform",
+    "legacy_return",
+    "local_route",
+    "mesa_loss",
+    "nearest_multiple",
+    "pad_corner",
+    "resize_grid",
+    "wavelet_transform",
+]

@@ -33,7 +33,7 @@ from statescan.data import IGNORED, batch_seed, synthetic_task
 from statescan.generation import progress_bar
 
 ROOT = Path(__file__).parent.parent
-RATES = (3e-3, 1e-2, 1e-3)
+RATES = (3e-3, 1e-2)
 STEPS, BATCH, DIM, VOCAB = 1000, 32, 64, 96
 #: Length and keys of what is learnt, in turns, and asked for in the end.
 TASKS = ((32, 2), (32, 4), (32, 8), (64, 16))

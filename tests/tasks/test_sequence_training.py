@@ -53,6 +53,18 @@ def test_numbers_are_learnt_in_their_own_units(waves):
     assert result.test["absolute_error"] < 8, "100 x 0.05 to 100 x 0.6 lie 14 from their mean on average"
 
 
+def test_parts_have_learning_rates_of_their_own(waves):
+    tasks.train_sequence(settings(waves, steps=4, learning_rates=("encoder=1e-12", ".C=0.1")))
+    torch.manual_seed(0)
+    fresh = statescan.create_model("s4d_tiny", dim=8, depth=1, input_dim=1, classes=2).state_dict()
+    moved = {
+        name: float((v - fresh[name]).abs().max()) for name, v in statescan.load(waves / "run").state_dict().items()
+    }
+    assert moved["encoder.weight"] < 1e-6 < moved["decoder.weight"]
+    (C,) = [value for name, value in moved.items() if name.endswith(".C")]
+    assert 2 * moved["decoder.weight"] < C
+
+
 def test_a_killed_run_goes_on_as_if_nothing_had_been(waves):
     whole = tasks.train_sequence(settings(waves, out=waves / "whole", steps=20, checkpoint_every=10))
     tasks.train_sequence(settings(waves, steps=20, checkpoint_every=10))

@@ -64,16 +64,10 @@ class LBVim(vim.Vim):
 
     def build_mixer(self, config: Any) -> nn.Module:
         """The mixer of one block; with ``separate`` the way back is a plain scan."""
-        options = dict(
-            state_dim=config.state_dim,
-            conv_kernel=config.conv_kernel,
-            expand=config.expand,
-            dt_rank=config.dt_rank,
-            window=config.window,
-        )
+        options = config.mixer_options | {"window": config.window}
         if config.mixer == "separate":
-            return BidirectionalMamba(config.dim, halve=config.halve, layer_scale=config.layer_scale, **options)
-        return ScaledLBMamba(config.dim, layer_scale=config.layer_scale, **options)
+            return BidirectionalMamba(config.dim, halve=config.halve, **options)
+        return ScaledLBMamba(config.dim, **options)
 
     def build_head(self, config: Any) -> nn.Module:
         """Linear, after an attention that pools if the config has one."""

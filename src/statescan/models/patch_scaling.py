@@ -30,7 +30,7 @@ class AdventurerConfig(PlainConfig):
             ``never``.
         norm: ``rms`` or ``layer``.
         norm_eps: of all norms.
-        state_dim, head_dim, conv_kernel, expand, groups: of the Mamba-2 mixers.
+        state_dim, head_dim, conv_kernel, expand, groups, bias, conv_bias: of the Mamba-2 mixers.
         mlp_ratio: channels within a gated MLP over dim.
     """
 
@@ -44,6 +44,8 @@ class AdventurerConfig(PlainConfig):
     conv_kernel: int = 4
     expand: float = 2
     groups: int = 1
+    bias: bool = False
+    conv_bias: bool = True
     mlp_ratio: float = 2.5
 
     def __post_init__(self) -> None:
@@ -88,12 +90,16 @@ def build_block(config: Any, *, flip: bool = False, drop_path: float = 0.0) -> G
         conv_kernel=config.conv_kernel,
         expand=config.expand,
         groups=config.groups,
+        bias=config.bias,
+        conv_bias=config.conv_bias,
     )
     with torch.no_grad():
         mixer.output_projection.weight /= math.sqrt(config.depth)
     mlp = GatedMLP(config.dim, int(config.dim * config.mlp_ratio), bias=True)
-    for projection in (mlp.input_projection, mlp.output_projection):
-        nn.init.zeros_(projection.bias)
+    for part in (mixer, mlp):
+        for projection in (part.input_projection, part.output_projection):
+            if projection.bias is not None:
+                nn.init.zeros_(projection.bias)
     norms = [build_norm(config.norm, config.dim, config.norm_eps) for _ in range(2)]
     return GridBlock(HeadingAverage(mixer, flip=flip), norms[0], mlp, norms[1], drop_path=drop_path)
 

@@ -39,7 +39,7 @@ class VimConfig(PlainConfig):
         norm: ``rms`` or ``layer``.
         norm_eps: of all norms.
         residual_in_float32: keep the residual stream in float32 whatever the weights are.
-        state_dim, conv_kernel, expand, dt_rank: of the mixers.
+        state_dim, conv_kernel, expand, dt_rank, bias, conv_bias: of the mixers.
         rotary: turn channels by the patch's row and column before every block.
         rotary_residual: turn the residual stream too.
         rotary_size: rows that the angles count; 14 in training at 224 pixels.
@@ -65,6 +65,8 @@ class VimConfig(PlainConfig):
     conv_kernel: int = 4
     expand: float = 2
     dt_rank: int | Literal["auto"] = "auto"
+    bias: bool = False
+    conv_bias: bool = True
     rotary: bool = False
     rotary_residual: bool = False
     rotary_size: int = 14
@@ -95,6 +97,12 @@ class VimConfig(PlainConfig):
             raise ValueError("mixer: 'pairs' gives no feature maps; use 'separate', 'shared' or 'causal'")
         if self.features_only and self.shuffle:
             raise ValueError("shuffle: not with features_only; a map needs every patch in its place")
+
+    @property
+    def mixer_options(self) -> dict[str, Any]:
+        """What all kinds of mixers take."""
+        names = ("state_dim", "conv_kernel", "expand", "dt_rank", "bias", "conv_bias", "layer_scale")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def step(self) -> int:
@@ -175,18 +183,10 @@ class Vim(VisionModel):
 
     def build_mixer(self, config: Any) -> nn.Module:
         """The mixer of one block."""
-        options = dict(
-            state_dim=config.state_dim, conv_kernel=config.conv_kernel, expand=config.expand, dt_rank=config.dt_rank
-        )
         if config.mixer in ("causal", "pairs"):
-            return ScaledMamba(config.dim, layer_scale=config.layer_scale, **options)
-        return BidirectionalMamba(
-            config.dim,
-            backward=config.mixer,
-            halve=config.halve and config.mixer == "separate",
-            layer_scale=config.layer_scale,
-            **options,
-        )
+            return ScaledMamba(config.dim, **config.mixer_options)
+        halve = config.halve and config.mixer == "separate"
+        return BidirectionalMamba(config.dim, backward=config.mixer, halve=halve, **config.mixer_options)
 
     def build_head(self, config: Any) -> nn.Module:
         """The classifier."""

@@ -31,6 +31,8 @@ _MIXER = {
     "ngroups": "groups",
     "d_state": "state_dim",
     "expand": "expand",
+    "bias": "bias",
+    "conv_bias": "conv_bias",
 }
 #: First weights, and what changes speed alone.
 _FIRST = ("conv_init", "A_init_range", "dt_min", "dt_max", "dt_init_floor", "chunk_size", "use_mem_eff_path")

@@ -33,7 +33,14 @@ _NAMES = {
 }
 #: Speed, first weights, and what the published class swallows without using it.
 _IGNORED = ("fused_add_norm", "initializer_cfg", "ft_seq_len", "device", "dtype", "if_devide_out")
-_MIXER = {"d_conv": "conv_kernel", "expand": "expand", "dt_rank": "dt_rank", "d_state": "state_dim"}
+_MIXER = {
+    "d_state": "state_dim",
+    "d_conv": "conv_kernel",
+    "expand": "expand",
+    "dt_rank": "dt_rank",
+    "bias": "bias",
+    "conv_bias": "conv_bias",
+}
 _FIRST = ("dt_min", "dt_max", "dt_init", "dt_scale", "dt_init_floor", "use_fast_path")
 _KINDS = {"none": "causal", "v1": "shared", "v2": "separate"}
 _POOLS = {"none": "last", "mean": "mean", "max": "max", "all": "all"}

@@ -196,4 +196,16 @@ MANIFEST: dict[str, Entry] = {
         ),
     ),
     "vit": Entry("statescan.models.vit", ("vit_micro", "deit_tiny", "deit_small", "deit_base", "deit_tiny_patch1")),
+    "local_vim": Entry(
+        "statescan.models.local_vim",
+        (
+            "local_vim_tiny",
+            "local_vim_t",
+            "local_vim_t_class_token",
+            "local_vim_t_unsearched",
+            "local_vim_s",
+            "local_vim_s_unsearched",
+            "local_vim_search",
+        ),
+    ),
 }

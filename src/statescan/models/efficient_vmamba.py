@@ -164,8 +164,8 @@ def names(config: EfficientVMambaConfig) -> Names:
                 rules += prefixed(_CONVOLUTION_BLOCK, *places)
             place = f"layers.{stage}.{depth + 2}."
             rules += [
-                (published.replace("layers.{}.downsample.", place), ours.replace("{}", str(stage)))
-                for published, ours in downsample_rules(config)
+                (rule[0].replace("layers.{}.downsample.", place), rule[1].replace("{}", str(stage)))
+                for rule in downsample_rules(config)
             ]
     return Names([*rules, *downsample_rules(config), *HEAD_RULES])
 

@@ -162,7 +162,7 @@ def _largest(choice: Tensor, count: int) -> list[int]:
 
 
 #: One number a walk, published with three more axes.
-_CHOICE = Reshape(lambda weights: weights.flatten(), lambda weights: weights[:, None, None, None])
+CHOICE = Reshape(lambda weights: weights.flatten(), lambda weights: weights[:, None, None, None])
 #: Published names of the gate and the choice of walks.
 MIX_RULES: list[Rule] = [
     ("attn.norm.*", "mix.gate.norm.*"),
@@ -170,7 +170,7 @@ MIX_RULES: list[Rule] = [
     ("attn.channel_select.*", "mix.gate.expand.*"),
 ]
 _MIXER_RULES: list[Rule] = [
-    ("multi_scan.weights", "scan.mix.choice", _CHOICE),
+    ("multi_scan.weights", "scan.mix.choice", CHOICE),
     *prefixed(MIX_RULES, "multi_scan.", "scan."),
     *SS2D_RULES,
 ]

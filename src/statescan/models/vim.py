@@ -127,13 +127,14 @@ class TokenBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
         self.residual_in_float32 = residual_in_float32
 
-    def forward(self, hidden: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """hidden, residual (batch, length, dim) -> the next two; no residual before the first block."""
+    def forward(self, hidden: Tensor, residual: Tensor | None = None, **options: Any) -> tuple[Tensor, Tensor]:
+        """hidden, residual (batch, length, dim) -> the next two; no residual before the first block; options go to the
+        mixer."""
         residual = hidden if residual is None else residual + self.drop_path(hidden)
         if self.residual_in_float32 and residual.dtype != torch.float64:
             residual = residual.float()
         weight: Any = self.norm.weight
-        mixed = self.mixer(self.norm(residual.to(weight.dtype)))
+        mixed = self.mixer(self.norm(residual.to(weight.dtype)), **options)
         return (mixed[0] if isinstance(mixed, tuple) else mixed), residual
 
 
@@ -251,11 +252,13 @@ class Vim(VisionModel):
         """Whether the order of the tokens is reversed after every block."""
         return False
 
-    def run_block(self, block: nn.Module, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-        """One block, checkpointed if that is on."""
+    def run_block(
+        self, block: nn.Module, hidden: Tensor, residual: Tensor | None, **options: Any
+    ) -> tuple[Tensor, Tensor]:
+        """One block, checkpointed if that is on; options go to its mixer."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, hidden, residual, use_reentrant=False)  # type: ignore[return-value]
-        return block(hidden, residual)
+            return checkpoint(block, hidden, residual, use_reentrant=False, **options)  # type: ignore[return-value]
+        return block(hidden, residual, **options)
 
     def norm_tokens(self, hidden: Tensor, residual: Tensor) -> Tensor:
         """The last sum and its norm."""

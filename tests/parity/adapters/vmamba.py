@@ -120,10 +120,11 @@ def config(arguments: dict[str, Any], **more: Any) -> VMambaConfig:
 
 
 @torch.no_grad()
-def run(fixture: Fixture, model: Any) -> dict[str, Any]:
+def run(fixture: Fixture, model: Any, tensors: dict[str, Tensor] | None = None) -> dict[str, Any]:
     """Load the published tensors, and the scores or the feature maps of the fixture's images."""
     fixture.check_parameters(model)
-    load_published(model.eval(), fixture.state_dict(), constants=[name for name, *_ in fixture.data["constants"]])
+    tensors = fixture.state_dict() if tensors is None else tensors
+    load_published(model.eval(), tensors, constants=[name for name, *_ in fixture.data["constants"]])
     (images,) = fixture.inputs()
     outputs = model(images)
     if isinstance(outputs, Tensor):

@@ -6,6 +6,7 @@ from statescan.layers.grid._channel_mixers import ChannelGate, DepthwiseMLP, Inv
 from statescan.layers.grid._directional import DirectionalSS2D
 from statescan.layers.grid._gated_convolution import GatedConvolution
 from statescan.layers.grid._hidden_state_mixer import HiddenStateBlock, HiddenStateMixer
+from statescan.layers.grid._local_mamba import LocalMamba
 from statescan.layers.grid._local_scan import DIRECTIONS, LocalScan, WalkMixer, legacy_return, local_route
 from statescan.layers.grid._multiscale import MultiScaleSS2D
 from statescan.layers.grid._parts import (
@@ -82,6 +83,7 @@ __all__ = [
     "HiddenStateMixer",
     "InvertedDownsample",
     "InvertedResidual",
+    "LocalMamba",
     "LocalScan",
     "MultiReceptiveMixer",
     "MultiScaleSS2D",

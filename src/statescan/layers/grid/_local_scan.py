@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,7 @@ def local_route(directions: Sequence[str]) -> Route:
     return routes.get("+".join(names))
 
 
+@cache
 def legacy_return(route: Route) -> Route:
     """The route by which the published code puts sequences back: it takes the grid's height for its width."""
     return routes.get("+".join(_SCRAMBLED.get(name, name) for name in route.name.split("+")))
@@ -90,6 +92,6 @@ class LocalScan(RouteScan):
 
     def forward(self, grid: Tensor, route: Route) -> Tensor:
         """Walk a grid (batch, height, width, channels), scan, put back, gate and sum: the same shape."""
-        height, width = grid.shape[1:3]
-        back = legacy_return(route) if self.legacy_unwalk else route
-        return self.mix(back.unwalk(self.scan(route.walk(grid)), height, width))
+        if not self.legacy_unwalk:
+            return self.mix(self.walks_of(grid, route))
+        return self.mix(legacy_return(route).unwalk(self.scan(route.walk(grid)), *grid.shape[1:3]))

@@ -73,6 +73,8 @@ class RouteScan(nn.Module):
             raise ValueError(
                 f"grid: {self.channels} channels and a route of {self.walks} walks, got {channels} and {route.walks}"
             )
+        if route.misses(height, width):  # a cell is not for every walk: project what is walked alone
+            return route.unwalk(self.scan(route.walk(grid)), height, width)
         cells = grid.reshape(batch, height * width, channels)
         # A position's projections do not depend on the walk's order: they are made where the cells lie.
         selected = F.linear(cells, self.selection_weight.to(cells.dtype).flatten(0, 1)).unflatten(2, (self.walks, -1))

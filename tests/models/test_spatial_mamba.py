@@ -98,3 +98,13 @@ def test_one_walk_of_any_route_sees_its_past(route: str) -> None:
     walk = statescan.routes.get(route).table(3, 4)[0].tolist()
     place = walk.index(5)
     assert {cell for cell in range(12) if reads[cell]} == set(walk[: place + 1])
+
+
+def test_fusion_sees_what_the_scan_has_not_come_to() -> None:
+    torch.manual_seed(0)
+    for fused in (True, False):
+        mixer = StructureAwareSSM(4, fusion=fused)
+        mixer.convolution = torch.nn.Identity()  # type: ignore[assignment]
+        x = torch.randn(1, 9, 9, 4, requires_grad=True)
+        (gradient,) = torch.autograd.grad(mixer(x)[0, 2, 2].sum(), x)
+        assert bool((gradient[0, 7, 7].abs() > 0).any()) == fused

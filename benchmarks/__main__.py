@@ -4,7 +4,7 @@ import importlib.util
 import subprocess
 import sys
 
-MODULES = ("selective_scan", "operators", "structured_matrices")
+MODULES = ("selective_scan", "operators", "structured_speed", "generation_step", "structured_matrices")
 
 for module in MODULES:
     if importlib.util.find_spec(f"benchmarks.{module}"):

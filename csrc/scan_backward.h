@@ -241,7 +241,9 @@ void unscan_strip(const Problem& p, const Gradients& g, const Strip& at, const S
             for (int i = k * kTile; i < k * kTile + at.rows; ++i) body(i);
     };
     Ahead ahead;
-    for (const Rows& m : {p.x, p.delta, p.z, g.y, Rows{g.x, p.channels, p.x.type}, Rows{g.delta, p.channels, p.delta.type},
+    const Rows grad_x{g.x, p.channels, p.x.type};
+    const Rows grad_delta{g.delta, p.delta.walk_stride < 0 ? p.channels : p.delta.stride, p.delta.type, p.delta.walk_stride};
+    for (const Rows& m : {p.x, p.delta, p.z, g.y, grad_x, grad_delta,
                           Rows{g.z, p.channels, p.z.type}})
         ahead.add(m, next);
     const int64_t row_of_saved = p.channels * sizeof(typename Lanes<V>::Scalar);
@@ -281,8 +283,8 @@ void unscan_strip(const Problem& p, const Gradients& g, const Strip& at, const S
         local.grad_D[own] = grad_D;
         local.grad_delta_bias[own] = grad_bias;
     }
-    store_strip(g.x, p.x.type, p.channels, at, local.input);
-    store_strip(g.delta, p.delta.type, p.channels, at, local.grad_step);
+    store_strip(grad_x, at, local.input);
+    store_strip(grad_delta, at, local.grad_step);
     if (p.z.data) {
         load_strip(p.z, at, local.step);
         if (g.y.data) load_strip(g.y, at, local.grad);
@@ -290,7 +292,7 @@ void unscan_strip(const Problem& p, const Gradients& g, const Strip& at, const S
             const vfloat z = local.step[i];
             local.grad[i] *= local.y[i] * Lanes<V>::kPairs * silu_slope(z, sigmoid(z));
         });
-        store_strip(g.z, p.z.type, p.channels, at, local.grad);
+        store_strip({g.z, p.channels, p.z.type}, at, local.grad);
     }
 }
 
@@ -298,9 +300,10 @@ void unscan_strip(const Problem& p, const Gradients& g, const Strip& at, const S
 template <typename V>
 void flush_sums(const Weights& w, const Strip& at, int64_t group, int64_t states, V* sums, typename Lanes<V>::Scalar* part) {
     for (int t = 0; t < at.rows; ++t) {
-        auto* out = part + ((at.row + t) * w.groups + group) * states;
+        const int64_t place = at.place(t);
+        auto* out = part + (place * w.groups + group) * states;
         for (int64_t n = 0; n < states; ++n) {
-            out[n] = sum_lanes(sums[t * states + n]);
+            if (place >= 0) out[n] = sum_lanes(sums[t * states + n]);
             sums[t * states + n] = V{};
         }
     }
@@ -316,7 +319,7 @@ void backward_share(const Problem& p, const Gradients& g, int thread, int thread
     Backward<V> local(p, own_blocks, arena);
     prepare_blocks(p, blocks, share, local);
     local.clear(own_blocks, p);
-    const int64_t size_B = p.rows() * p.B.groups * N, size_C = p.rows() * p.C.groups * N;
+    const int64_t size_B = p.stored_rows() * p.B.groups * N, size_C = p.stored_rows() * p.C.groups * N;
     Scalar* part_B = static_cast<Scalar*>(static_cast<void*>(g.part_B)) + thread * size_B;
     Scalar* part_C = static_cast<Scalar*>(static_cast<void*>(g.part_C)) + thread * size_C;
     std::fill(part_B, part_B + size_B, Scalar{});
@@ -329,10 +332,10 @@ void backward_share(const Problem& p, const Gradients& g, int thread, int thread
             int64_t group_B = -1, group_C = -1;
             for (int64_t b = first; b < last;) {
                 const int64_t row = begin + tile * kTile;
-                const Strip at = strip_at(blocks, share, s, b, row, end);
+                const Strip at = strip_at(p, blocks, share, s, b, row, end);
                 const int64_t then = b + at.blocks;
-                const Strip next = then < last ? strip_at(blocks, share, s, then, row, end)
-                                               : strip_at(blocks, share, s, first, std::max(begin, row - kTile), end);
+                const Strip next = then < last ? strip_at(p, blocks, share, s, then, row, end)
+                                               : strip_at(p, blocks, share, s, first, std::max(begin, row - kTile), end);
                 if (p.B.groups && blocks.group(p.B, b) != group_B)
                     load_rows_of<V>(p.B, at, group_B = blocks.group(p.B, b), N, local.B);
                 if (p.C.groups && blocks.group(p.C, b) != group_C)
@@ -399,8 +402,8 @@ void reduce_share(const Problem& p, const Gradients& g, int thread, int threads,
         if (g.delta_bias) store_some(g.delta_bias + channel, bias, width);
     }
     constexpr int kFloats = sizeof(Scalar) / sizeof(float);
-    if (p.B.groups) add_parts(g.part_B, p.rows() * p.B.groups * N * kFloats, thread, threads, p.B.rows.type, g.B);
-    if (p.C.groups) add_parts(g.part_C, p.rows() * p.C.groups * N * kFloats, thread, threads, p.C.rows.type, g.C);
+    if (p.B.groups) add_parts(g.part_B, p.stored_rows() * p.B.groups * N * kFloats, thread, threads, p.B.rows.type, g.B);
+    if (p.C.groups) add_parts(g.part_C, p.stored_rows() * p.C.groups * N * kFloats, thread, threads, p.C.rows.type, g.C);
 }
 
 }  // namespace

@@ -118,7 +118,7 @@ void load_inputs(const Problem& p, const Strip& at, Forward<V>& local, vfloat* s
 template <typename V>
 void load_rows_of(const Weights& w, const Strip& at, int64_t group, int64_t states, typename Lanes<V>::Scalar* tile) {
     constexpr int kFloats = sizeof(typename Lanes<V>::Scalar) / sizeof(float);
-    load_weights(w.rows, at.row, group * w.group_stride, at.rows, int(states) * kFloats,
+    load_weights(w.rows, at, group * w.group_stride, int(states) * kFloats,
                  reinterpret_cast<float*>(tile));
 }
 
@@ -192,14 +192,18 @@ void scan_strip(const Problem& p, const Strip& at, const Strip& next, Forward<V>
                 local.y[i] *= Lanes<V>::kPairs;
                 if (p.z.data) local.y[i] *= silu(local.x[i]);
             }
-    store_strip(y, p.x.type, p.channels, at, local.y);
+    store_strip({y, p.channels, p.x.type}, at, local.y);
 }
 
 // The strip of sequence s that begins at block b and position `row`.
-inline Strip strip_at(const Blocks& blocks, const Share& share, int64_t s, int64_t b, int64_t row, int64_t end) {
+inline Strip strip_at(const Problem& p, const Blocks& blocks, const Share& share, int64_t s, int64_t b, int64_t row,
+                      int64_t end) {
     const int count = blocks.strip(b, share.last_block(s));
     const int rows = int(std::max<int64_t>(0, std::min<int64_t>(kTile, end - row)));
-    return {row, blocks.channel(b), b - share.first_block(), rows, blocks.width(b, count), count};
+    const int64_t channel = blocks.channel(b), walk = b / blocks.per_run;
+    const int32_t* cells = p.order ? p.order + walk * p.length + (row - p.begin(s)) : nullptr;
+    return {row, channel, b - share.first_block(), rows, blocks.width(b, count), count, cells,
+            s * p.cells, walk, channel - walk * blocks.run};
 }
 
 template <typename V>
@@ -217,9 +221,9 @@ void forward_share(const Problem& p, void* y, void* last_state, void* saved, int
         for (int64_t row = p.begin(s); row < end; row += kTile, ++checkpoint) {
             int64_t group_B = -1, group_C = -1;
             for (int64_t b = first; b < last;) {
-                const Strip at = strip_at(blocks, share, s, b, row, end);
-                const Strip next = b + at.blocks < last ? strip_at(blocks, share, s, b + at.blocks, row, end)
-                                                        : strip_at(blocks, share, s, first, row + kTile, end);
+                const Strip at = strip_at(p, blocks, share, s, b, row, end);
+                const Strip next = b + at.blocks < last ? strip_at(p, blocks, share, s, b + at.blocks, row, end)
+                                                        : strip_at(p, blocks, share, s, first, row + kTile, end);
                 if (p.B.groups && blocks.group(p.B, b) != group_B)
                     load_rows_of<V>(p.B, at, group_B = blocks.group(p.B, b), p.states, local.B);
                 if (p.C.groups && blocks.group(p.C, b) != group_C)

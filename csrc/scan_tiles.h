@@ -88,6 +88,7 @@ struct Rows {
     const void* data;
     int64_t stride;
     int type;
+    int64_t walk_stride = -1;  // from a walk's columns to the next one's; 0: all walks share them; -1: side by side
 };
 
 // A strip: neighbouring blocks over one tile of positions. Rows lie in different pages of memory, so a strip as wide
@@ -95,6 +96,13 @@ struct Rows {
 struct Strip {
     int64_t row, channel, own;  // own: the index of its first block among the thread's
     int rows, width, blocks;    // width in channels
+    // Along a walk over a grid position t is row `base + cells[t]` in memory, or nowhere if cells[t] < 0: zeros are read
+    // there and nothing is written. Without one (null) it is `row + t`.
+    const int32_t* cells;
+    int64_t base, walk, walk_channel;  // walk_channel: among those of its walk
+
+    int64_t place(int t) const { return cells ? (cells[t] < 0 ? -1 : base + cells[t]) : row + t; }
+    int64_t column(const Rows& m) const { return m.walk_stride < 0 ? channel : walk * m.walk_stride + walk_channel; }
 };
 
 // The cache lines of the strip to come, asked for one position at a time while this one is computed: all at once they
@@ -102,68 +110,87 @@ struct Strip {
 struct Ahead {
     static constexpr int kMatrices = 8;
     const char* rows[kMatrices];
+    const int32_t* cells[kMatrices];
     int64_t strides[kMatrices], limits[kMatrices];
     int count = 0;
 
-    void add(const void* first, int64_t stride, int64_t limit) {
+    void add(const void* first, int64_t stride, int64_t limit, const int32_t* order = nullptr) {
         rows[count] = static_cast<const char*>(first);
+        cells[count] = order;
         strides[count] = stride;
         limits[count++] = limit;
     }
     void add(Rows m, const Strip& at) {
-        const int64_t size = m.type == kFloat32 ? 4 : 2;
-        if (m.data) add(static_cast<const char*>(m.data) + (at.row * m.stride + at.channel) * size, m.stride * size, at.rows);
+        const int64_t size = m.type == kFloat32 ? 4 : 2, first = at.cells ? at.base : at.row;
+        if (m.data)
+            add(static_cast<const char*>(m.data) + (first * m.stride + at.column(m)) * size, m.stride * size, at.rows,
+                at.cells);
     }
     void fetch(int t, int k) const {
-        for (int i = 0; i < count; ++i)
-            if (t < limits[i]) __builtin_prefetch(rows[i] + t * strides[i] + k * sizeof(vfloat), 0, 2);
+        for (int i = 0; i < count; ++i) {
+            if (t >= limits[i]) continue;
+            const int64_t row = cells[i] ? std::max<int32_t>(0, cells[i][t]) : t;
+            __builtin_prefetch(rows[i] + row * strides[i] + k * sizeof(vfloat), 0, 2);
+        }
     }
 };
 
 template <typename T>
 inline void load_strip_as(const T* p, int64_t stride, const Strip& at, vfloat* out) {
     const int full = at.width / kLanes, rest = at.width % kLanes;
-    p += at.row * stride + at.channel;
-    for (int r = 0; r < at.rows; ++r, p += stride) {
-        for (int k = 0; k < full; ++k) out[k * kTile + r] = load_as_float(p + k * kLanes);
-        if (rest) out[full * kTile + r] = load_some(p + full * kLanes, rest);
+    for (int r = 0; r < at.rows; ++r) {
+        const int64_t place = at.place(r);
+        if (place < 0) {
+            for (int k = 0; k < at.blocks; ++k) out[k * kTile + r] = vfloat{};
+            continue;
+        }
+        const T* from = p + place * stride;
+        for (int k = 0; k < full; ++k) out[k * kTile + r] = load_as_float(from + k * kLanes);
+        if (rest) out[full * kTile + r] = load_some(from + full * kLanes, rest);
     }
 }
 inline void load_strip(Rows m, const Strip& at, vfloat* out) {
-    if (m.type == kFloat32) load_strip_as(static_cast<const float*>(m.data), m.stride, at, out);
-    if (m.type == kBFloat16) load_strip_as(static_cast<const bfloat16*>(m.data), m.stride, at, out);
-    if (m.type == kFloat16) load_strip_as(static_cast<const float16*>(m.data), m.stride, at, out);
+    if (m.type == kFloat32) load_strip_as(static_cast<const float*>(m.data) + at.column(m), m.stride, at, out);
+    if (m.type == kBFloat16) load_strip_as(static_cast<const bfloat16*>(m.data) + at.column(m), m.stride, at, out);
+    if (m.type == kFloat16) load_strip_as(static_cast<const float16*>(m.data) + at.column(m), m.stride, at, out);
 }
 
 template <typename T>
 inline void store_strip_as(T* p, int64_t stride, const Strip& at, const vfloat* in) {
     const int full = at.width / kLanes, rest = at.width % kLanes;
-    p += at.row * stride + at.channel;
-    for (int r = 0; r < at.rows; ++r, p += stride) {
-        for (int k = 0; k < full; ++k) store_from_float(p + k * kLanes, in[k * kTile + r]);
-        if (rest) store_some(p + full * kLanes, in[full * kTile + r], rest);
+    for (int r = 0; r < at.rows; ++r) {
+        const int64_t place = at.place(r);
+        if (place < 0) continue;
+        T* to = p + place * stride;
+        for (int k = 0; k < full; ++k) store_from_float(to + k * kLanes, in[k * kTile + r]);
+        if (rest) store_some(to + full * kLanes, in[full * kTile + r], rest);
     }
 }
-inline void store_strip(void* p, int type, int64_t stride, const Strip& at, const vfloat* in) {
-    if (type == kFloat32) store_strip_as(static_cast<float*>(p), stride, at, in);
-    if (type == kBFloat16) store_strip_as(static_cast<bfloat16*>(p), stride, at, in);
-    if (type == kFloat16) store_strip_as(static_cast<float16*>(p), stride, at, in);
+inline void store_strip(Rows m, const Strip& at, const vfloat* in) {
+    if (m.type == kFloat32) store_strip_as(const_cast<float*>(static_cast<const float*>(m.data)) + at.column(m), m.stride, at, in);
+    if (m.type == kBFloat16) store_strip_as(const_cast<bfloat16*>(static_cast<const bfloat16*>(m.data)) + at.column(m), m.stride, at, in);
+    if (m.type == kFloat16) store_strip_as(const_cast<float16*>(static_cast<const float16*>(m.data)) + at.column(m), m.stride, at, in);
 }
 
 // `count` floats a row, packed: the rows of B or C of a tile.
 template <typename T>
-inline void load_weights_as(const T* p, int64_t stride, int rows, int count, float* out) {
-    for (int r = 0; r < rows; ++r, p += stride, out += count) {
+inline void load_weights_as(const T* p, int64_t stride, const Strip& at, int count, float* out) {
+    for (int r = 0; r < at.rows; ++r, out += count) {
+        const int64_t place = at.place(r);
+        if (place < 0) {
+            std::fill(out, out + count, 0.0f);
+            continue;
+        }
+        const T* from = p + place * stride;
         int n = 0;
-        for (; n + kLanes <= count; n += kLanes) store(out + n, load_as_float(p + n));
-        for (; n < count; ++n) out[n] = to_float(p[n]);
+        for (; n + kLanes <= count; n += kLanes) store(out + n, load_as_float(from + n));
+        for (; n < count; ++n) out[n] = to_float(from[n]);
     }
 }
-inline void load_weights(Rows m, int64_t row, int64_t column, int rows, int count, float* out) {
-    const int64_t at = row * m.stride + column;
-    if (m.type == kFloat32) load_weights_as(static_cast<const float*>(m.data) + at, m.stride, rows, count, out);
-    if (m.type == kBFloat16) load_weights_as(static_cast<const bfloat16*>(m.data) + at, m.stride, rows, count, out);
-    if (m.type == kFloat16) load_weights_as(static_cast<const float16*>(m.data) + at, m.stride, rows, count, out);
+inline void load_weights(Rows m, const Strip& at, int64_t column, int count, float* out) {
+    if (m.type == kFloat32) load_weights_as(static_cast<const float*>(m.data) + column, m.stride, at, count, out);
+    if (m.type == kBFloat16) load_weights_as(static_cast<const bfloat16*>(m.data) + column, m.stride, at, count, out);
+    if (m.type == kFloat16) load_weights_as(static_cast<const float16*>(m.data) + column, m.stride, at, count, out);
 }
 
 // ---- arguments and the division of work ------------------------------------------------------------------------
@@ -185,7 +212,12 @@ struct Problem {
     const int64_t* offsets;     // (sequences + 1,), or null: all sequences have `length` rows
     int64_t sequences, length, channels, states;
     bool softplus;
+    // Walks over grids, (walks, length), or null: run w of channels follows walk w, and all runs read the same x.
+    const int32_t* order = nullptr;
+    int64_t cells = 0;  // of a grid
 
+    // Rows of memory, and positions.
+    int64_t stored_rows() const { return order ? sequences * cells : rows(); }
     int64_t begin(int64_t s) const { return offsets ? offsets[s] : s * length; }
     int64_t rows() const { return begin(sequences); }
     // Where the saved states of sequence s begin: see _states_shape in Python.

@@ -99,3 +99,40 @@ STATESCAN_EXPORT(int, selective_scan_backward)
     (is_complex ? backward<vcomplex> : backward<vfloat>)(p, g, threads, static_cast<char*>(memory));
     return 0;
 }
+
+// Scans along the walks of a route over grids: `length` positions a walk, `cells` rows a grid.
+STATESCAN_EXPORT(int, route_scan_forward)
+(PROBLEM_PARAMETERS, const int32_t* order, int64_t cells, int64_t delta_walk_stride, void* y, void* last_state, void* saved_states, void* memory) {
+    using namespace STATESCAN_LEVEL;
+    Problem p = PROBLEM;
+    p.order = order, p.cells = cells;
+    p.x.walk_stride = 0, p.delta.walk_stride = delta_walk_stride;
+    forward<vfloat>(p, y, last_state, saved_states, threads, static_cast<char*>(memory));
+    return is_complex;
+}
+
+STATESCAN_EXPORT(int, route_scan_backward)
+(PROBLEM_PARAMETERS, const int32_t* order, int64_t cells, int64_t delta_walk_stride, const void* grad_y, int64_t grad_y_stride,
+ const void* saved_states, void* grad_x, void* grad_delta, void* grad_A, void* grad_B, void* grad_C, float* grad_D,
+ float* grad_delta_bias, float* part_B, float* part_C, void* memory) {
+    using namespace STATESCAN_LEVEL;
+    Problem p = PROBLEM;
+    p.order = order, p.cells = cells;
+    p.x.walk_stride = 0, p.delta.walk_stride = delta_walk_stride;
+    const Gradients g{{grad_y, grad_y_stride, x_type},
+                      nullptr,
+                      saved_states,
+                      grad_x,
+                      grad_delta,
+                      grad_A,
+                      grad_B,
+                      grad_C,
+                      nullptr,
+                      nullptr,
+                      grad_D,
+                      grad_delta_bias,
+                      part_B,
+                      part_C};
+    backward<vfloat>(p, g, threads, static_cast<char*>(memory));
+    return is_complex;
+}

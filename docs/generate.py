@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from statescan import inspect, models
+from statescan.models._vision import VisionConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -19,8 +20,24 @@ def systems_table(folder: str) -> str:
     return "\n".join(lines)
 
 
+def images_table(*families: str) -> str:
+    """Named image backbones of these families, for one image of the size of their training."""
+    lines = ["| model | image | parameters | multiply-adds | scan operations |", "|---|---:|---:|---:|---:|"]
+    named = [models.model_info(name) for name in models.list_models()]
+    rows = [(inspect.image_cost(info.name), info) for info in named if info.family in families]
+    for cost, info in sorted(rows, key=lambda row: (families.index(row[1].family), row[0].multiply_adds)):
+        height, width = info.config.image_shape
+        lines.append(
+            f"| `{info.name}` | {height} x {width} | {cost.parameters:,} | {cost.multiply_adds / 1e6:,.0f} M "
+            f"| {cost.scan_operations / 1e6:,.0f} M |"
+        )
+    return "\n".join(lines)
+
+
 def models_table(*families: str) -> str:
     """Named models of these families."""
+    if issubclass(models.family(families[0]).config, VisionConfig):
+        return images_table(*families)
     lines = ["| model | dim | depth | parameters |", "|---|---:|---:|---:|"]
     named = [models.model_info(name) for name in models.list_models()]
     rows = [(inspect.count_parameters(info.name), info) for info in named if info.family in families]

@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from statescan.data import ENVIRONMENTS, RepeatPrevious, StatelessCartPole, as_gymnasium, memory_environment
+from statescan.data import (
+    ENVIRONMENTS,
+    MetaCartPole,
+    RepeatPrevious,
+    StatelessCartPole,
+    as_gymnasium,
+    memory_environment,
+)
 
 
 def play(environment: Any, seed: int, steps: int) -> list[Any]:
@@ -88,6 +95,56 @@ def test_cart_pole_ends_when_it_falls_or_is_cut() -> None:
     assert ends[1] == 15
 
 
+def test_meta_cart_pole_is_connected_anew_in_every_episode() -> None:
+    environment = MetaCartPole(64, trials=2, steps=3, sensors=5)
+    observation, _ = environment.reset(seed=0)
+    assert observation.shape == (64, 6) and environment.observation_dim == 6
+    projection, sign, first = environment._projection.copy(), environment._sign.copy(), environment._state.copy()
+    # Columns of length sqrt 2 at right angles; both signs of the motor; what is seen is the projection.
+    np.testing.assert_allclose(
+        projection.transpose(0, 2, 1) @ projection, 2 * np.tile(np.eye(2), (64, 1, 1)), atol=1e-9
+    )
+    assert set(sign) == {-1.0, 1.0}
+    seen = first[:, [0, 2]] / (2.4, np.radians(12))
+    np.testing.assert_allclose(observation[:, :5], (projection @ seen[..., None])[..., 0], atol=1e-6)
+    plain = StatelessCartPole(64, steps=3)
+    plain.reset(seed=0)
+    plain._state[:] = first
+    total = np.zeros(64)
+    for t in range(1, 7):
+        observation, reward, terminated, truncated, information = environment.step(np.ones(64, dtype=np.int64))
+        total += reward
+        if t < 3:
+            plain.step((sign > 0).astype(np.int64))
+            np.testing.assert_allclose(environment._state, plain._state)
+        # The second trial begins where the first began, and says so; the projection is the same until the last has ended.
+        assert (observation[:, 5] == float(t % 3 == 0)).all()
+        assert terminated.all() == (t == 6) and not truncated.any()
+        if t == 3:
+            np.testing.assert_array_equal(environment._state, first)
+        assert np.array_equal(environment._projection, projection) == (t < 6)
+    np.testing.assert_allclose(total, 1)
+    assert information["_final_obs"].all()
+    assert (information["final_obs"][:, 5] == 0).all()
+
+
+def test_meta_cart_pole_as_published_leaves_the_motor() -> None:
+    environment = MetaCartPole(64, turned=False)
+    environment.reset(seed=0)
+    assert (environment._sign == 1).all()
+
+
+def test_who_knows_the_connections_can_balance() -> None:
+    environment = MetaCartPole(16, trials=2, steps=50)
+    environment.reset(seed=0)
+    total = np.zeros(16)
+    for _ in range(100):
+        _, speed, angle, turning = environment._state.T
+        push = angle + 0.5 * turning > 0
+        total += environment.step(np.where(environment._sign > 0, push, ~push).astype(np.int64))[1]
+    np.testing.assert_allclose(total, 1)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -98,6 +155,9 @@ def test_cart_pole_ends_when_it_falls_or_is_cut() -> None:
         (lambda: RepeatPrevious(1, delay=52), "delay: from 0 to below the 52 cards, got 52"),
         (lambda: StatelessCartPole(1, steps=0), "steps: at least 1, got 0"),
         (lambda: StatelessCartPole(1, noise=-1), "noise: 0 or more, got -1"),
+        (lambda: MetaCartPole(1, trials=0), "trials: at least 1, got 0"),
+        (lambda: MetaCartPole(1, sensors=1), "sensors: at least 2, for position and angle, got 1"),
+        (lambda: MetaCartPole(1, steps=0), "steps: at least 1, got 0"),
         (lambda: RepeatPrevious(1).step(np.array([0])), "step: call reset first"),
         (lambda: play(RepeatPrevious(2), 0, 0) and reset_and_step([0]), "actions: expected 2 whole numbers"),
         (lambda: reset_and_step([0, 4]), "actions: below 4, got 0 to 4"),
@@ -123,7 +183,7 @@ def test_gymnasium_takes_them(name: str) -> None:
     observation, _ = counted.reset(seed=3)
     assert vector.observation_space.contains(observation)
     episodes = 0
-    for _ in range(220):
+    for _ in range(220 if name != "meta_cart_pole" else 600):  # 16 trials of some 20 steps
         observation, *_, information = counted.step(vector.action_space.sample())
         assert vector.observation_space.contains(observation)
         episodes += int(information.get("_episode", np.zeros(3)).sum())

@@ -165,6 +165,14 @@ def test_a_constant_channel() -> None:
     assert windows.restored([[0.0, 0.0]])[0, 1] == 7
 
 
+def test_numbers_too_large_to_be_standardised() -> None:
+    series = Series(np.stack([np.arange(50.0), 1e200 * np.arange(50.0)], 1), ("x", "vast"))
+    with pytest.raises(
+        ValueError, match=r"series: 'vast' holds numbers too large .* \(rows 1 to 35\); give it in a larger"
+    ):
+        SeriesWindows(series, history=4, horizon=2)
+
+
 @pytest.mark.parametrize(
     ("time", "options", "message"),
     [

@@ -152,9 +152,20 @@ def test_empty_and_short(name, shape):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_resets_are_refused(name):
-    with pytest.raises(ValueError, match=r"resets and offsets are not supported.*own row of the batch"):
-        _build(name)(_noise(2, 4, DIM), resets=torch.zeros(2, 4, dtype=torch.bool))
+@torch.no_grad()
+def test_resets_and_offsets_separate_sequences(name):
+    layer, x = _build(name), _noise(1, 11, DIM)
+    _, before = layer(_noise(1, 4, DIM))
+    parts = [layer(x[:, :3], before), layer(x[:, 3:4]), layer(x[:, 4:])]
+    resets = torch.zeros(1, 11, dtype=torch.bool)
+    resets[0, [3, 4]] = True
+    got, state = layer(x, before, resets=resets)
+    torch.testing.assert_close(got, torch.cat([y for y, _ in parts], 1))
+    packed, states = layer(x, offsets=torch.tensor([0, 3, 4, 11]))
+    torch.testing.assert_close(packed[:, 3:], got[:, 3:])
+    for key, value in parts[2][1].items():
+        torch.testing.assert_close(state[key], value)
+        torch.testing.assert_close(states[key][2:], value)
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,10 @@ def test_a_forget_gate_is_backward_euler():
         (lambda: LSSL(2, solver="lapack"), "solver: known are dense, linear; got 'lapack'"),
         (lambda: LSSL(2).integrate(torch.zeros(1, 3, 2), torch.ones(1, 2)), r"intervals: expected \(1, 3\) as x has"),
         (lambda: LSSL(2).integrate(torch.zeros(1, 3, 2), torch.zeros(1, 3)), "intervals: must be positive"),
-        (lambda: LSSL(2)(torch.zeros(1, 3, 2), resets=torch.zeros(1, 3, dtype=torch.bool)), "own row of the batch"),
+        (
+            lambda: LSSL(2)(torch.zeros(2, 3, 2), offsets=torch.tensor([0, 3])),
+            "offsets: packed sequences come in a batch",
+        ),
         (lambda: QuasiseparableSystem(0), "state_dim: at least 1, got 0"),
     ],
 )

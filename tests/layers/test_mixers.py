@@ -123,7 +123,10 @@ def test_later_inputs_do_not_matter(name: str) -> None:
     mixer, x = build(name), noise(1, 8, DIM)
     changed = x.clone()
     changed[:, 5:] = 100
-    torch.testing.assert_close(mixer(changed)[0][:, :5], mixer(x)[0][:, :5], **CLOSE)
+    got = mixer(changed)[0]
+    # A Fourier transform rounds by a share of the largest value.
+    close = dict(CLOSE, atol=max(CLOSE["atol"], 1e-7 * float(got.abs().max())))
+    torch.testing.assert_close(got[:, :5], mixer(x)[0][:, :5], **close)
 
 
 @mixers

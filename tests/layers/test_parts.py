@@ -75,6 +75,15 @@ def test_attention_is_its_definition(causal: bool) -> None:
     torch.testing.assert_close(attention(x)[0], attention.output_projection(context))
 
 
+@torch.no_grad()
+def test_attention_that_sees_all_leaves_padding_out() -> None:
+    attention, x = Attention(8, 2, rotary_dim=4, causal=False), torch.randn(2, 6, 8)
+    valid = torch.arange(6) < torch.tensor([[4], [6]])
+    torch.testing.assert_close(attention(x, valid=valid)[0][:1, :4], attention(x[:1, :4])[0])
+    with pytest.raises(ValueError, match="valid: only attention with causal=False leaves positions out"):
+        Attention(8, 2)(x, valid=valid)
+
+
 def test_attention_that_sees_all_takes_no_state() -> None:
     attention, x = Attention(8, 2, causal=False), torch.randn(1, 3, 8)
     with pytest.raises(ValueError, match="causal=False"):

@@ -15,11 +15,14 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("mixer", sorted(MIXERS))
-def test_every_mixer_classifies_and_ignores_padding(mixer):
+@pytest.mark.parametrize(
+    ("mixer", "options"),
+    [*((mixer, SMALL.get(mixer, {})) for mixer in sorted(MIXERS)), ("attention", {"causal": False, "heads": 2})],
+)
+def test_every_mixer_classifies_and_ignores_padding(mixer, options):
     torch.manual_seed(0)
     model = statescan.create_model(
-        "classifier_tiny", mixer=mixer, options=SMALL.get(mixer, {}), dim=16, vocab_size=11, classes=3, mlp_dim=8
+        "classifier_tiny", mixer=mixer, options=options, dim=16, vocab_size=11, classes=3, mlp_dim=8
     ).eval()
     tokens = torch.randint(0, 11, (2, 12))
     lengths = torch.tensor([7, 12])
@@ -30,6 +33,23 @@ def test_every_mixer_classifies_and_ignores_padding(mixer):
     torch.testing.assert_close(both[:1], alone, rtol=1e-4, atol=1e-5)
     model.train()(tokens, lengths=lengths).sum().backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("name", ["classifier_tiny", "s4_tiny", "s4d_tiny", "long_conv_tiny"])
+def test_pairs_are_compared(name):
+    torch.manual_seed(0)
+    model = statescan.create_model(name, dim=16, depth=1, vocab_size=11, classes=2, retrieval=True).eval()
+    one, two = torch.randint(0, 11, (2, 3, 9))
+    with torch.no_grad():
+        scores = model(torch.cat([one, two]))
+        assert scores.shape == (3, 2)
+        torch.testing.assert_close(scores[1:2], model(torch.stack([one[1], two[1]])), rtol=1e-4, atol=1e-5)
+        pooled = model.hidden(torch.cat([one, two])).mean(1)
+        a, b = pooled.chunk(2)
+        features = model.comparison(torch.cat([a, b, a - b, a * b], 1))
+        torch.testing.assert_close(scores, model.decoder(torch.nn.functional.gelu(features)))
+    with pytest.raises(ValueError, match="retrieval compares halves of the batch, got an odd batch of 3"):
+        model(one)
 
 
 def test_mistakes_are_named():

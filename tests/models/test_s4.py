@@ -14,9 +14,11 @@ from statescan.models import family, load_published
 #: Backbones, without encoder and head, as the published configurations build them.
 BACKBONES = {
     "s4_lra_text": 808_520,
+    "s4_lra_retrieval": 808_520,
     "s4_lra_pathfinder": 1_287_680,
     "s4_lra_pathx": 1_287_680,
     "s4d_lra_text": 808_496,
+    "s4d_lra_retrieval": 808_496,
     "s4d_lra_pathfinder": 1_189_376,
     "s4d_lra_pathx": 1_189_376,
 }
@@ -65,7 +67,9 @@ def count(name: str, **options: Any) -> tuple[int, int]:
     with torch.device("meta"):
         model = statescan.create_model(name, **options)
     everything = sum(p.numel() for p in model.parameters())
-    outside = sum(p.numel() for part in (model.encoder, model.decoder) for p in part.parameters())
+    outside = sum(
+        p.numel() for part in (model.encoder, model.comparison, model.decoder) if part for p in part.parameters()
+    )
     return everything, everything - outside
 
 
@@ -92,6 +96,17 @@ def test_published_names_both_ways(key: str, tmp_path: Any) -> None:
     torch.testing.assert_close(again(x), want)
     model.save(tmp_path / "m")
     torch.testing.assert_close(statescan.load(tmp_path / "m")(x), want)
+
+
+def test_the_head_that_compares_has_published_names_both_ways() -> None:
+    model = build("s4", retrieval=True)
+    found = family("s4")
+    published = found.to_published(model.state_dict(), model.config)
+    assert {"decoder.0.retrieval.classifier.0.weight", "decoder.0.retrieval.classifier.2.bias"} <= published.keys()
+    again = build("s4", retrieval=True)
+    load_published(again, published)
+    x = inputs(model)
+    torch.testing.assert_close(again(x), model(x))
 
 
 def test_names_are_the_published_ones() -> None:

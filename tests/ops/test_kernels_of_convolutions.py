@@ -91,7 +91,8 @@ def test_cauchy(rows, heads, states, nodes):
 
 @pytest.mark.parametrize(("batch", "length", "channels", "taps", "ahead"), [
     (1, 1, 1, 1, 0), (2, 17, 3, 17, 17), (2, 33, 20, 64, 9), (1, 100, 16, 7, 0), (3, 64, 5, 64, 200), (2, 0, 3, 4, 4),
-    (0, 8, 3, 4, 4), (2, 1, 3, 5, 5),
+    (0, 8, 3, 4, 4), (2, 1, 3, 5, 5), (1, 1, 4, 1, 0), (1, 64, 17, 64, 63), (2, 65, 4, 65, 64), (1, 97, 33, 200, 5),
+    (1, 192, 5, 192, 191), (1, 257, 16, 3, 256), (1, 1023, 8, 1023, 0), (1, 1600, 5, 1600, 1599),
 ])  # fmt: skip
 @pytest.mark.parametrize("extras", [False, True])
 def test_fft_conv(batch, length, channels, taps, ahead, extras):

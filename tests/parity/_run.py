@@ -48,8 +48,9 @@ def all_adapters() -> dict[str, Adapter]:
 
 
 def adapter_for(fixture: Fixture) -> Adapter | None:
-    """The adapter for a fixture's published class."""
-    return all_adapters().get(fixture.class_name)
+    """The adapter for a fixture's published class; forks that keep its name are told apart as ``repository:class``."""
+    table = all_adapters()
+    return table.get(f"{fixture.data['official'].get('repo')}:{fixture.class_name}", table.get(fixture.class_name))
 
 
 def run(path: Path, *, backend: str = "auto") -> Result:

@@ -187,3 +187,103 @@ def test_mistakes_are_named(table: Path, tmp_path: Path, changes: dict, message:
     with pytest.raises(ValueError, match=re.escape(message)):
         run(table, tmp_path / "run", **changes)
     assert not (tmp_path / "run").exists()
+
+
+def spoilt(table: Path, how: str) -> None:
+    """The table with one thing wrong."""
+    header, *rows = table.read_text().splitlines()
+    cells = [row.split(",") for row in rows]
+    if how == "gap":
+        del cells[40:43]
+    elif how == "order":
+        cells[5], cells[6] = cells[6], cells[5]
+    elif how == "twice":
+        cells.insert(8, cells[7])
+    elif how == "ragged":
+        cells[11].pop()
+    elif how == "short":
+        cells = cells[:20]
+    elif how == "no rows":
+        cells = []
+    else:
+        for row in cells if how.startswith("all ") else cells[99:101]:
+            row[2] = how.removeprefix("all ")
+    table.write_text("\n".join([header, *map(",".join, cells)]) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("how", "changes", "message"),
+    [
+        ("gap", {}, "data: 3 rows are not there, the first after row 40 (2020-02-09T00:00:00; the next is 2020-02-13"),
+        ("order", {}, "data: row 7, column 'date': 2020-01-06T00:00:00 does not come after 2020-01-07T00:00:00; sort"),
+        ("twice", {}, "data: row 9, column 'date': 2020-01-08T00:00:00 does not come after 2020-01-08T00:00:00; sort"),
+        ("ragged", {}, "data: row 12 has 2 cells, the header 3"),
+        (
+            "",
+            {},
+            "data: 2 numbers of column 'slow' are missing, the first in row 100; fill them by missing='interpolate'",
+        ),
+        ("nan", {}, "data: 2 numbers of column 'slow' are missing, the first in row 100; fill them by missing="),
+        ("all NaN", dict(missing="interpolate"), "data: column 'slow' holds no number at all"),
+        ("-inf", {}, "data: row 100, column 'slow': '-inf' is not a finite number; leave such a column out (columns)"),
+        ("1e999", {}, "data: row 100, column 'slow': '1e999' is not a finite number"),
+        (
+            "north",
+            {},
+            "data: row 100, column 'slow': 'north' is not a finite number; leave such a column out (columns)",
+        ),
+        (
+            "all 3.5",
+            {},
+            "series: 'slow' is constant in the training part (rows 1 to 210), so it cannot be standardised",
+        ),
+        ("short", {}, "series: 20 rows are too few: its train part has 14, fewer than history 24 + horizon 6; use a"),
+        (
+            "short",
+            dict(history=4, season=1),
+            "its validation part has 2, fewer than horizon 6; use a shorter history or",
+        ),
+        ("no rows", {}, "has a header and no rows"),
+        ("none", dict(columns=("quick",)), "columns: no column 'quick'; the table has date, fast, slow"),
+        (
+            "none",
+            dict(columns=("date", "fast")),
+            "row 1, column 'date': '2020-01-01' is not a finite number; leave such a",
+        ),
+        ("none", dict(time_column="when"), "time_column: no column 'when'; the table has date, fast, slow"),
+    ],
+)
+def test_bad_tables_are_named_before_anything_is_written(
+    table: Path, tmp_path: Path, how: str, changes: dict, message: str
+) -> None:
+    if how != "none":
+        spoilt(table, how)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        run(table, tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_may_be_filled_or_kept_is(table: Path, tmp_path: Path) -> None:
+    spoilt(table, "gap")
+    spoilt(table, "")
+    assert run(table, tmp_path / "filled", missing="interpolate").windows == 60 - 6 + 1
+    spoilt(table, "all 3.5")
+    result = run(table, tmp_path / "kept", missing="interpolate", constant="keep")
+    assert np.isfinite(result.scores["model"]["mse"])
+
+
+def test_bad_tables_to_go_on_from_are_named(table: Path, tmp_path: Path) -> None:
+    model = run(table, tmp_path / "run", steps=2).model
+    for text, message in (
+        ("date,fast\n2020-01-01,1\n", "columns: no column 'slow'; the table has date, fast"),
+        ("date,fast,slow\n" + "2020-01-01,1,\n", "data: column 'slow' holds no number at all"),
+        (table.read_text().replace("2020-01-09", "2020-01-0x"), "row 9, column 'date': '2020-01-0x' is no time"),
+    ):
+        other = tmp_path / "other.csv"
+        other.write_text(text)
+        with pytest.raises(ValueError, match=re.escape(message)):
+            forecast_series(model, other)
+    with pytest.raises(FileNotFoundError, match="data: no file"):
+        forecast_series(model, tmp_path / "none.csv")
+    with pytest.raises(ValueError, match="horizon: expected at least 1, got 0"):
+        forecast_series(model, table, horizon=0)

@@ -24,7 +24,9 @@ QUICK: dict[str, Any] = dict(
 
 def player_and_agent(core: str, copies: int = 4, environment: str = "repeat_previous") -> tuple[Player, Any]:
     torch.manual_seed(0)
-    options = dict(cards=8, delay=2) if environment == "repeat_previous" else dict(steps=9)
+    options = {"repeat_previous": dict(cards=8, delay=2), "meta_cart_pole": dict(trials=2, steps=4)}.get(
+        environment, dict(steps=9)
+    )
     player = Player(memory_environment(environment, copies, **options), previous_action=True, seed=1)
     agent = create_model(
         "s5_rl_tiny",
@@ -37,7 +39,7 @@ def player_and_agent(core: str, copies: int = 4, environment: str = "repeat_prev
     return player, agent
 
 
-@pytest.mark.parametrize("environment", ["repeat_previous", "stateless_cart_pole"])
+@pytest.mark.parametrize("environment", ["repeat_previous", "stateless_cart_pole", "meta_cart_pole"])
 @pytest.mark.parametrize("core", CORES)
 @torch.no_grad()
 def test_one_pass_over_time_and_batch_is_what_was_played_step_by_step(core: str, environment: str) -> None:
@@ -168,7 +170,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(environment="cart_pole"), "unknown 'cart_pole'; nearest: 'stateless_cart_pole'"),
+        (dict(environment="stateless_cartpole"), "unknown 'stateless_cartpole'; nearest: 'stateless_cart_pole'"),
         (dict(environment_set=("delays=2",)), "repeat_previous: .*delays"),
         (dict(set=("width=2",)), "unknown option 'width'"),
         (dict(updates=0), "updates: expected at least 1, got 0"),

@@ -1,5 +1,5 @@
-"""Train models: on text (`language`), to classify sequences (`sequence`), on generated tasks (`synthetic`), to forecast
-series (`forecast`), to act with memory (`reinforcement`).
+"""Train models: on text (`language`), to classify sequences (`sequence`), on the Long Range Arena (`lra`), on generated
+tasks (`synthetic`), to forecast series (`forecast`), to act with memory (`reinforcement`).
 
 examples:
   statescan train language --data book.txt --model mamba_tiny --steps 1000 --out runs/book
@@ -7,6 +7,7 @@ examples:
   statescan train language --out runs/book --resume
   statescan train sequence --data digits --model s4d_tiny --out runs/digits
   statescan train sequence --data words_TRAIN.ts --test-data words_TEST.ts --model s5_tiny --out runs/words
+  statescan train lra --task listops --model s4d --length 128 --width 64 --examples 5000 --steps 2000 --out runs/listops
   statescan train synthetic --task induction_heads --out runs/induction
   statescan train forecast --data weather.csv --history 96 --horizon 24 --season 24 --out runs/weather
   statescan train reinforcement --environment repeat_previous --core s5 --out runs/repeat
@@ -23,12 +24,14 @@ from statescan.cli import _print
 from statescan.tasks import (
     ForecastTraining,
     LanguageTraining,
+    LRATraining,
     ReinforcementTraining,
     SequenceTraining,
     SyntheticTraining,
     first_process,
     train_forecast,
     train_language,
+    train_lra,
     train_reinforcement,
     train_sequence,
     train_synthetic,
@@ -58,6 +61,16 @@ def sequence(settings: Annotated[SequenceTraining, tyro.conf.arg(name="")], *, j
         json: print data instead of a table.
     """
     _report(train_sequence(settings), json)
+
+
+def lra(settings: Annotated[LRATraining, tyro.conf.arg(name="")], *, json: bool = False) -> None:
+    """Train on a task of the Long Range Arena by a published recipe.
+
+    Args:
+        settings: of the run.
+        json: print data instead of a table.
+    """
+    _report(train_lra(settings), json)
 
 
 def synthetic(settings: Annotated[SyntheticTraining, tyro.conf.arg(name="")], *, json: bool = False) -> None:
@@ -111,6 +124,7 @@ def _report(result: TrainingResult | ForecastResult | ReinforcementResult, json:
 COMMANDS = {
     "language": language,
     "sequence": sequence,
+    "lra": lra,
     "synthetic": synthetic,
     "forecast": forecast,
     "reinforcement": reinforcement,

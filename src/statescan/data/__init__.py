@@ -1,5 +1,6 @@
 """Data: readers of a user's text, and generators of the synthetic tasks."""
 
+from statescan.data._arena import ARENA, ArenaData, ArenaTask, arena_task, read_arena
 from statescan.data._copying import Copying, SelectiveCopying, copying
 from statescan.data._induction import InductionHead, InductionHeads, induction_head_sequences
 from statescan.data._listops import LISTOPS_VOCABULARY, ListOps, evaluate_listops, listops_tokens, listops_value
@@ -22,6 +23,7 @@ from statescan.data._windows import ContinuedOrder, SequentialOrder, ShuffledOrd
 from statescan.data.environments import (
     ENVIRONMENTS,
     MemoryEnvironment,
+    MetaCartPole,
     RepeatPrevious,
     StatelessCartPole,
     as_gymnasium,
@@ -29,12 +31,15 @@ from statescan.data.environments import (
 )
 
 __all__ = [
+    "ARENA",
     "ENVIRONMENTS",
     "IGNORED",
     "LISTOPS_VOCABULARY",
     "PATHFINDER",
     "SEQUENCE_DATA",
     "SYNTHETIC_TASKS",
+    "ArenaData",
+    "ArenaTask",
     "AssociativeRecall",
     "ContinuedOrder",
     "Copying",
@@ -45,6 +50,7 @@ __all__ = [
     "LabelledSequences",
     "ListOps",
     "MemoryEnvironment",
+    "MetaCartPole",
     "MultiQueryRecall",
     "Passkey",
     "PathfinderImage",
@@ -65,6 +71,7 @@ __all__ = [
     "TokenBatches",
     "TokenStream",
     "adding",
+    "arena_task",
     "as_gymnasium",
     "associative_recall_sequences",
     "batch_seed",
@@ -80,6 +87,7 @@ __all__ = [
     "multi_query_recall",
     "pathfinder",
     "pathfinder_batch",
+    "read_arena",
     "read_sequences",
     "read_series",
     "read_text",

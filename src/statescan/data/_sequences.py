@@ -23,8 +23,8 @@ class LabelledSequences:
     """Sequences padded at their ends, and what is to be told of each.
 
     Fields:
-        inputs: (examples, length, channels) numbers, or (examples, length) token ids.
-        lengths: (examples,), how many positions of each count.
+        inputs: (examples, length, channels) numbers, or (examples, length) token ids; of pairs (examples, 2, length) ids.
+        lengths: (examples,), how many positions of each count; of pairs (examples, 2).
         targets: (examples,) class numbers, or (examples, outputs) numbers for regression.
         classes: names of the classes; none for regression.
         vocab_size: tokens there are, or None for numbers.
@@ -40,7 +40,7 @@ class LabelledSequences:
         examples = self.inputs.shape[0]
         if examples == 0:
             raise ValueError("sequences: there are none")
-        if self.lengths.shape != (examples,) or self.targets.shape[:1] != (examples,):
+        if self.lengths.shape[:1] != (examples,) or self.targets.shape[:1] != (examples,):
             raise ValueError(
                 f"sequences: {examples} inputs, {self.lengths.shape[0]} lengths and {self.targets.shape[0]} targets; "
                 "expected as many of each"
@@ -51,6 +51,11 @@ class LabelledSequences:
 
     def __len__(self) -> int:
         return self.inputs.shape[0]
+
+    @property
+    def paired(self) -> bool:
+        """Whether each example is two sequences."""
+        return self.lengths.ndim == 2
 
     def select(self, index: Tensor) -> LabelledSequences:
         """Those of these numbers, in this order."""
@@ -78,7 +83,7 @@ class LabelledSequences:
 
 @dataclass(frozen=True)
 class SequenceBatch:
-    """Some of them; fields as in `LabelledSequences`."""
+    """Some of them; fields as in `LabelledSequences`, token ids as int64. Of pairs all the first ones come first."""
 
     inputs: Tensor
     lengths: Tensor

@@ -153,7 +153,15 @@ class SeriesWindows:
                 )
         self.training_rows = ends[1]
         train = series.values[: ends[1]]
-        self.mean, self.scale = train.mean(0), train.std(0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.mean, self.scale = train.mean(0), train.std(0)
+        vast = ~(np.isfinite(self.mean) & np.isfinite(self.scale))
+        if vast.any():
+            names = ", ".join(repr(series.columns[index]) for index in np.nonzero(vast)[0])
+            raise ValueError(
+                f"series: {names} holds numbers too large for a standard deviation in the training part (rows 1 to "
+                f"{ends[1]}); give it in a larger unit, or leave it out (columns)"
+            )
         flat = self.scale <= 1e-12 * np.maximum(1.0, np.abs(self.mean))
         if flat.any() and constant == "error":
             names = ", ".join(repr(series.columns[index]) for index in np.nonzero(flat)[0])

@@ -1,4 +1,4 @@
-"""Environments that need memory, many copies at once: repeat what was seen, and a cart-pole without speeds.
+"""Environments that need memory, many copies at once: repeat what was seen, a cart-pole without speeds, one to learn anew.
 
 They keep the interface of Gymnasium's vector environments, ended episodes beginning anew within the same step; what
 `as_gymnasium` gives is one in name as well. Gymnasium itself is needed for that alone.
@@ -160,8 +160,12 @@ class StatelessCartPole(MemoryEnvironment):
         self._time[rows] = 0
 
     def _advance(self, actions: Array) -> tuple[Array, Array, Array]:
+        fallen, cut = self._push(np.where(actions == 1, self._FORCE, -self._FORCE))
+        return np.full(self.count, 1 / self.steps), fallen, cut
+
+    def _push(self, force: Array) -> tuple[Array, Array]:
+        """Move everything by one step: which poles fell, and which stood to the end."""
         x, speed, angle, turning = self._state.T
-        force = np.where(actions == 1, self._FORCE, -self._FORCE)
         sine, cosine, mass = np.sin(angle), np.cos(angle), self._CART + self._POLE
         push = (force + self._POLE * self._HALF * turning**2 * sine) / mass
         lever = self._HALF * (4 / 3 - self._POLE * cosine**2 / mass)
@@ -171,7 +175,7 @@ class StatelessCartPole(MemoryEnvironment):
         self._state = self._state + self._SECONDS * change
         self._time += 1
         fallen = (np.abs(self._state[:, 0]) > self._EDGE) | (np.abs(self._state[:, 2]) > self._LEAN)
-        return np.full(self.count, 1 / self.steps), fallen, ~fallen & (self._time == self.steps)
+        return fallen, ~fallen & (self._time == self.steps)
 
     def _observe(self) -> Array:
         # In units of what ends an episode.
@@ -181,10 +185,78 @@ class StatelessCartPole(MemoryEnvironment):
         return seen.astype(np.float32)
 
 
+class MetaCartPole(StatelessCartPole):
+    """A cart-pole whose sensors and motor are connected anew in every episode, which has several trials to find out how.
+
+    The meta-learning task of Lu et al. 2023 (section 4.4 and the published code), on a `StatelessCartPole`: at an
+    episode's beginning a random matrix with orthogonal columns of length sqrt 2 is drawn, through which position and angle
+    are seen, and, for the motor, which has one dimension, a sign. Every trial of an episode begins in the same state.
+
+    Every step counts 1 / (trials * steps), so an episode whose poles all stand returns 1.
+
+    Arguments:
+        count: copies.
+        trials: of an episode, which ends with the last of them.
+        steps: of a trial, at most.
+        sensors: numbers that position and angle are seen as, at least 2; one more tells that a trial has just begun.
+        turned: whether the motor's sign is drawn as well; the published task leaves it.
+        noise: deviation of normal noise on position and angle.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        *,
+        trials: int = 16,
+        steps: int = 200,
+        sensors: int = 4,
+        turned: bool = True,
+        noise: float = 0.0,
+    ) -> None:
+        super().__init__(count, steps=steps, noise=noise)
+        if trials < 1:
+            raise ValueError(f"trials: at least 1, got {trials}")
+        if sensors < 2:
+            raise ValueError(f"sensors: at least 2, for position and angle, got {sensors}")
+        self.trials, self.sensors, self.turned = trials, sensors, turned
+        self.observation_dim = sensors + 1
+        self._projection = np.zeros((count, sensors, 2))
+        self._sign = np.ones(count)
+        self._first = np.zeros((count, 4))
+        self._trial = np.zeros(count, dtype=np.int64)
+
+    def _begin(self, rows: Array) -> None:
+        super()._begin(rows)
+        self._first[rows] = self._state[rows]
+        self._trial[rows] = 0
+        # QR of normal numbers is uniform over orthogonal columns once their signs are, too.
+        columns, upper = np.linalg.qr(self._generator.normal(size=(len(rows), self.sensors, 2)))
+        signs = np.sign(np.diagonal(upper, axis1=1, axis2=2))
+        self._projection[rows] = math.sqrt(2) * columns * signs[:, None, :]
+        if self.turned:
+            self._sign[rows] = self._generator.choice([-1.0, 1.0], len(rows))
+
+    def _advance(self, actions: Array) -> tuple[Array, Array, Array]:
+        fallen, cut = self._push(self._sign * np.where(actions == 1, self._FORCE, -self._FORCE))
+        again = fallen | cut
+        self._trial += again
+        ended = self._trial == self.trials
+        # An episode's last observation is that of its last trial.
+        over = again & ~ended
+        self._state[over] = self._first[over]
+        self._time[over] = 0
+        return np.full(self.count, 1 / (self.trials * self.steps)), ended, np.zeros_like(ended)
+
+    def _observe(self) -> Array:
+        seen = np.einsum("csk,ck->cs", self._projection, super()._observe())
+        return np.concatenate([seen, (self._time == 0)[:, None]], axis=1).astype(np.float32)
+
+
 #: Environments by name.
 ENVIRONMENTS: dict[str, type[MemoryEnvironment]] = {
     "repeat_previous": RepeatPrevious,
     "stateless_cart_pole": StatelessCartPole,
+    "meta_cart_pole": MetaCartPole,
 }
 
 

@@ -2,13 +2,15 @@
 
 from statescan.layers._attention import Attention, AttentionState
 from statescan.layers._based import BaseConv, SlidingAttention, TaylorLinearAttention
+from statescan.layers._bidirectional import BidirectionalMamba, ScanBranch
 from statescan.layers._butterfly import ButterflyTransform, butterfly_transform
 from statescan.layers._channel_mixers import MLP, GatedMLP
-from statescan.layers._companion import ClosedLoopCompanionSSM, CompanionSSM, DifferencingFilters
+from statescan.layers._companion import ClosedLoopCompanionSSM, CompanionMixer, CompanionSSM, DifferencingFilters
 from statescan.layers._convolution import CausalConv1d
 from statescan.layers._dual_mixer import DualMixer, WeightedAverage
 from statescan.layers._h3 import H3, ShiftKernel
 from statescan.layers._initialisation import delta_bias, initialise_language_model, inverse_softplus
+from statescan.layers._lbmamba import LBMamba
 from statescan.layers._long_conv import H3Conv, LongConv, LongKernel
 from statescan.layers._lssl import LSSL, LSSL_MEASURES, QuasiseparableSystem, tridiagonal_solve
 from statescan.layers._mamba import Mamba
@@ -39,9 +41,11 @@ __all__ = [
     "Attention",
     "AttentionState",
     "BaseConv",
+    "BidirectionalMamba",
     "ButterflyTransform",
     "CausalConv1d",
     "ClosedLoopCompanionSSM",
+    "CompanionMixer",
     "CompanionSSM",
     "DPLRKernel",
     "DiagonalKernel",
@@ -50,6 +54,7 @@ __all__ = [
     "GatedMLP",
     "GatedRMSNorm",
     "H3Conv",
+    "LBMamba",
     "LongConv",
     "LongKernel",
     "Mamba",
@@ -61,6 +66,7 @@ __all__ = [
     "ResidualBlock",
     "ResidualStack",
     "S5Block",
+    "ScanBranch",
     "SeqBoat",
     "SequenceBatchNorm",
     "SequenceDropout",

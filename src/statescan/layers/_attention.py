@@ -112,12 +112,16 @@ class Attention(nn.Module):
         resets: Tensor | None = None,
         offsets: Tensor | None = None,
         correction: Tensor | None = None,
+        valid: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         """x (batch, length, input_dim) -> (batch, length, dim), and the state after it; resets, offsets as in `ops`.
 
         `correction` (batch, length, channels of the projection) is added to the projected queries, keys and values:
-        what an adapter of a shared layer has to say.
+        what an adapter of a shared layer has to say. `valid` (batch, length) bool says which positions are seen, where
+        `causal` is False; with causal attention padding at the end is never seen.
         """
+        if valid is not None and self.causal:
+            raise ValueError("valid: only attention with causal=False leaves positions out; pad at the end instead")
         if not self.causal and (state or resets is not None or offsets is not None):
             raise ValueError("state, resets, offsets: attention with causal=False sees one whole sequence at a time")
         if offsets is not None:
@@ -150,7 +154,8 @@ class Attention(nn.Module):
         if state:
             keys = torch.cat([state["keys"].to(keys.dtype), keys], dim=2)
             values = torch.cat([state["values"].to(values.dtype), values], dim=2)
-        context = self._attend(queries, keys, values, place, since, plain=state is None and resets is None)
+        plain = state is None and resets is None
+        context = self._attend(queries, keys, values, place, since, plain=plain, valid=valid)
         if self.mlp_dim:
             value, gate = mlp.chunk(2, dim=-1)
             context = torch.cat([context, value * F.silu(gate)], dim=-1)
@@ -169,12 +174,20 @@ class Attention(nn.Module):
         return y[:, 0], state
 
     def _attend(
-        self, queries: Tensor, keys: Tensor, values: Tensor, place: Tensor, since: Tensor, *, plain: bool
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        place: Tensor,
+        since: Tensor,
+        *,
+        plain: bool,
+        valid: Tensor | None,
     ) -> Tensor:
         if self.kv_heads != self.heads:
             repeats = self.heads // self.kv_heads
             keys, values = keys.repeat_interleave(repeats, dim=1), values.repeat_interleave(repeats, dim=1)
-        mask = None
+        mask = None if valid is None else valid[:, None, None]
         if not plain:
             entry = torch.arange(keys.shape[2], device=keys.device)
             mask = ((entry <= place[:, None]) & (entry >= since[..., None]))[:, None]  # (batch, 1, length, cache)

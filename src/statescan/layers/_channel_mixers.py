@@ -20,6 +20,7 @@ class GatedMLP(nn.Module):
         multiple_of: see above.
         bias: whether the projections have biases.
         activation: of the gate.
+        dropout: of the output.
     """
 
     def __init__(
@@ -30,12 +31,14 @@ class GatedMLP(nn.Module):
         multiple_of: int = 1,
         bias: bool = False,
         activation: Callable[[Tensor], Tensor] = F.silu,
+        dropout: float = 0.0,
     ):
         super().__init__()
         hidden = math.ceil(hidden_dim / multiple_of) * multiple_of
         self.activation = activation
         self.input_projection = nn.Linear(dim, 2 * hidden, bias=bias)
         self.output_projection = nn.Linear(hidden, dim, bias=bias)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, *, correction: Tensor | None = None) -> Tensor:
         """(..., dim) -> (..., dim); `correction` (..., 2 hidden) is added to the projected value and gate."""
@@ -43,7 +46,7 @@ class GatedMLP(nn.Module):
         if correction is not None:
             projected = projected + correction
         value, gate = projected.chunk(2, dim=-1)
-        return self.output_projection(value * self.activation(gate))
+        return self.dropout(self.output_projection(value * self.activation(gate)))
 
 
 class MLP(nn.Module):
@@ -54,6 +57,7 @@ class MLP(nn.Module):
         hidden_dim: channels between.
         bias: whether the projections have biases.
         activation: GELU in its tanh form unless given.
+        dropout: after the activation and of the output.
     """
 
     def __init__(
@@ -63,12 +67,15 @@ class MLP(nn.Module):
         *,
         bias: bool = True,
         activation: Callable[[Tensor], Tensor] | None = None,
+        dropout: float = 0.0,
     ):
         super().__init__()
         self.activation = activation or nn.GELU(approximate="tanh")
         self.input_projection = nn.Linear(dim, hidden_dim, bias=bias)
         self.output_projection = nn.Linear(hidden_dim, dim, bias=bias)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., dim)."""
-        return self.output_projection(self.activation(self.input_projection(x)))
+        hidden = self.dropout(self.activation(self.input_projection(x)))
+        return self.dropout(self.output_projection(hidden))

@@ -13,14 +13,8 @@ from torch import Tensor, nn
 
 from statescan import ops, ssm
 from statescan.layers._precision import widen
+from statescan.layers._segments import walk_segments
 from statescan.layers._state import State
-
-
-def refuse_resets(name: str, resets: Tensor | None, offsets: Tensor | None) -> None:
-    """Raise for a mixer whose convolution runs over all of a sequence."""
-    if resets is not None or offsets is not None:
-        raise ValueError(f"{name}: resets and offsets are not supported, its convolution spans the whole sequence; "
-                         "give every sequence its own row of the batch")  # fmt: skip
 
 
 def normalise(x: Tensor, order: float) -> Tensor:
@@ -103,13 +97,16 @@ class CompanionSSM(nn.Module):
     ) -> tuple[Tensor, State]:
         """x (batch, length, dim) -> output of the same shape, and the state after it.
 
-        Raises:
-            ValueError: `resets` or `offsets` are given.
+        `resets` (batch, length) bool and `offsets` (sequences + 1,) mark where sequences begin, as in `ops`; the stretches
+        between are convolved one after the other.
         """
-        refuse_resets(type(self).__name__, resets, offsets)
         a, b, c = self.system()
-        before = None if state is None else state["ssm"]
-        return self._respond(x, a, b, c, before), self._advance(x, a, b, before)
+
+        def walk(x: Tensor, state: State | None) -> tuple[Tensor, State]:
+            before = None if state is None else state["ssm"]
+            return self._respond(x, a, b, c, before), self._advance(x, a, b, before)
+
+        return walk_segments(walk, x, state or None, resets=resets, offsets=offsets)
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """One position: x (batch, dim) -> output (batch, dim) and the next state."""
@@ -222,6 +219,60 @@ class ClosedLoopCompanionSSM(CompanionSSM):
         return outputs[0], outputs[1]
 
 
+class CompanionMixer(nn.Module):
+    """y + W gelu(y) with y = CompanionSSM(x): the mixer of a SpaceTime block, without its filters.
+
+    Arguments:
+        dim, state_dim, kernels, norm_order, kernel: as for `CompanionSSM`.
+        skip: whether y is added; it is in the published blocks.
+        dropout: before W.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        state_dim: int = 64,
+        kernels: int | None = None,
+        norm_order: int = 1,
+        skip: bool = True,
+        dropout: float = 0.0,
+        kernel: Literal["auto", "fast", "naive"] = "auto",
+    ):
+        super().__init__()
+        self.ssm = CompanionSSM(dim, state_dim=state_dim, kernels=kernels, norm_order=norm_order, kernel=kernel)
+        self.skip = skip
+        self.dropout = nn.Dropout(dropout)
+        self.projection = nn.Linear(dim, dim)
+
+    def initial_state(
+        self, batch_size: int, *, dtype: torch.dtype | None = None, device: torch.device | None = None
+    ) -> State:
+        """The system's."""
+        return self.ssm.initial_state(batch_size, dtype=dtype, device=device)
+
+    def forward(
+        self,
+        x: Tensor,
+        state: State | None = None,
+        *,
+        resets: Tensor | None = None,
+        offsets: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """x (batch, length, dim) -> output of the same shape, and the state after it; see `CompanionSSM.forward`."""
+        y, state = self.ssm(x, state, resets=resets, offsets=offsets)
+        return self._mix(y), state
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """One position: x (batch, dim) -> output (batch, dim) and the next state."""
+        y, state = self.ssm.step(x, state)
+        return self._mix(y), state
+
+    def _mix(self, y: Tensor) -> Tensor:
+        mixed = self.projection(self.dropout(nn.functional.gelu(y)))
+        return mixed + y if self.skip else mixed
+
+
 class DifferencingFilters(nn.Module):
     """Fixed causal filters before a SpaceTime network: differences, and distances from moving averages.
 
@@ -298,10 +349,11 @@ class DifferencingFilters(nn.Module):
     ) -> tuple[Tensor, State]:
         """x (batch, length, dim) -> output of the same shape, and the last inputs.
 
-        Raises:
-            ValueError: `resets` or `offsets` are given.
+        `resets` (batch, length) bool and `offsets` (sequences + 1,) mark where sequences begin, as in `ops`.
         """
-        refuse_resets(type(self).__name__, resets, offsets)
+        return walk_segments(self._walk, x, state or None, resets=resets, offsets=offsets)
+
+    def _walk(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
         past = self.initial_state(x.shape[0], dtype=x.dtype, device=x.device)["inputs"]
         if state is not None:
             past = state["inputs"].to(x.dtype)

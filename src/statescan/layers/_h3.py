@@ -126,6 +126,8 @@ class H3(nn.Module):
         kernel_options: keywords of the diagonal system (`layers.DiagonalKernel`); it is bilinear unless they say else.
     """
 
+    skips_state = True
+
     def __init__(
         self,
         dim: int,
@@ -183,26 +185,31 @@ class H3(nn.Module):
             return_state: False saves computing the state (it is empty then).
         """
         if resets is not None or offsets is not None:
-            return walk_segments(self._chunked, x, state or None, resets=resets, offsets=offsets)
-        if self.chunk_length is not None and x.shape[1] > self.chunk_length:
-            return self._chunked(x, state or None)
-        return self._whole(x, state or None, return_state)
+            return walk_segments(
+                self._chunked,
+                x,
+                state or None,
+                resets=resets,
+                offsets=offsets,
+                last=lambda part, before: self._chunked(part, before, return_state),
+            )
+        return self._chunked(x, state or None, return_state)
 
-    def _chunked(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
+    def _chunked(self, x: Tensor, state: State | None, return_state: bool = True) -> tuple[Tensor, State]:
         if self.chunk_length is None or x.shape[1] <= self.chunk_length:
-            return self._whole(x, state, True)
+            return self._whole(x, state, return_state)
         if state is None:
             state = self.initial_state(x.shape[0], device=x.device)
-        outputs = []
-        for part in x.split(self.chunk_length, dim=1):
-            y, state = self._whole(part, state, True)
+        outputs, parts = [], x.split(self.chunk_length, dim=1)
+        for index, part in enumerate(parts):
+            y, state = self._whole(part, state, return_state or index + 1 < len(parts))
             outputs.append(y)
         return torch.cat(outputs, dim=1), state
 
     def _whole(self, x: Tensor, state: State | None, return_state: bool) -> tuple[Tensor, State]:
         batch, length, _ = x.shape
         if batch == 0 or length == 0:
-            return x, state or self.initial_state(batch, device=x.device)
+            return x, (state or self.initial_state(batch, device=x.device)) if return_state else State()
         q, key, v = self.query_projection(x), self.key_projection(x), self.value_projection(x)
         taps = length if state or self.max_length is None else min(length, self.max_length)
         k = ops.fft_conv(key, self.shift_kernel(taps), widen(self.shift_D))

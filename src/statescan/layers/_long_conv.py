@@ -148,6 +148,8 @@ class LongConv(nn.Module):
             initialisation.
     """
 
+    skips_state = True
+
     def __init__(
         self,
         dim: int,
@@ -226,7 +228,14 @@ class LongConv(nn.Module):
                 "padded at the end"
             )
         if resets is not None or offsets is not None:
-            return walk_segments(self._walk, x, state or None, resets=resets, offsets=offsets)
+            return walk_segments(
+                self._walk,
+                x,
+                state or None,
+                resets=resets,
+                offsets=offsets,
+                last=lambda part, before: self._walk(part, before, return_state),
+            )
         return self._walk(x, state or None, return_state)
 
     def _walk(self, x: Tensor, state: State | None, return_state: bool = True) -> tuple[Tensor, State]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from statescan import ops, ssm
 from statescan.layers._precision import widen
+from statescan.layers._segments import walk_segments
 from statescan.layers._state import State
 
 #: The measures whose matrices a `QuasiseparableSystem` can start from.
@@ -241,16 +242,15 @@ class LSSL(nn.Module):
     ) -> tuple[Tensor, State]:
         """The convolution: x (batch, length, dim) -> output of the same shape, and the state after it.
 
-        `rate` stretches time: 2 for input sampled half as often as that of training.
-
-        Raises:
-            ValueError: `resets` or `offsets` are given.
+        `rate` stretches time: 2 for input sampled half as often as that of training. `resets` (batch, length) bool and
+        `offsets` (sequences + 1,) mark where sequences begin, as in `ops`; the stretches between are convolved one after
+        the other.
         """
-        if resets is not None or offsets is not None:
-            raise ValueError(
-                "LSSL: resets and offsets are not supported, its convolution spans the whole sequence; "
-                "give every sequence its own row of the batch"
-            )
+        return walk_segments(
+            lambda x, state: self._walk(x, state, rate), x, state or None, resets=resets, offsets=offsets
+        )
+
+    def _walk(self, x: Tensor, state: State | None, rate: float) -> tuple[Tensor, State]:
         before = None if state is None else state["ssm"]
         length = x.shape[1]
         if length == 0:

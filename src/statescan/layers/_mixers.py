@@ -10,9 +10,11 @@ from typing import Any, Literal
 from torch import nn
 
 from statescan.layers._attention import Attention
-from statescan.layers._based import SlidingAttention, TaylorLinearAttention
+from statescan.layers._based import BaseConv, SlidingAttention, TaylorLinearAttention
+from statescan.layers._companion import CompanionMixer
 from statescan.layers._h3 import H3
 from statescan.layers._long_conv import LongConv
+from statescan.layers._lssl import LSSL
 from statescan.layers._mamba import Mamba
 from statescan.layers._mamba2 import Mamba2
 from statescan.layers._recurrent import RecurrentCell
@@ -94,6 +96,29 @@ def _long_conv(
     )
 
 
+def _lssl(
+    dim: int,
+    *,
+    state_dim: int = 64,
+    measure: str = "legs",
+    learn: Literal["fixed", "shared", "separate"] = "shared",
+    outputs: int = 1,
+    dropout: float = 0.0,
+    dt_min: float = 1e-3,
+    dt_max: float = 0.1,
+) -> nn.Module:
+    return LSSL(
+        dim,
+        state_dim=state_dim,
+        measure=measure,
+        learn=learn,
+        outputs=outputs,
+        dropout=dropout,
+        dt_min=dt_min,
+        dt_max=dt_max,
+    )
+
+
 def _recurrent(kind: Literal["gru", "lstm"]) -> Callable[..., nn.Module]:
     return lambda dim: RecurrentCell(dim, kind=kind)
 
@@ -101,10 +126,12 @@ def _recurrent(kind: Literal["gru", "lstm"]) -> Callable[..., nn.Module]:
 #: What makes a mixer of `dim` channels; its keywords are the options.
 MIXERS: dict[str, Callable[..., nn.Module]] = {
     "attention": _attention,
+    "base_conv": BaseConv,
     "based": TaylorLinearAttention,
     "gru": _recurrent("gru"),
     "h3": _h3,
     "long_conv": _long_conv,
+    "lssl": _lssl,
     "lstm": _recurrent("lstm"),
     "mamba": Mamba,
     "mamba2": Mamba2,
@@ -113,6 +140,7 @@ MIXERS: dict[str, Callable[..., nn.Module]] = {
     "s5": _s5,
     "seqboat": SeqBoat,
     "sliding_attention": SlidingAttention,
+    "spacetime": CompanionMixer,
 }
 
 #: Parts of names of mixers' parameters that weight decay would harm: rates of decay, step sizes, direct paths.
@@ -121,6 +149,7 @@ UNDECAYED = (
     *(".A_real", ".A_imag", ".inverse_dt", ".P", "kernel.B"),  # S4
     *("Lambda_", "log_step", "mixer.B"),  # S5
     *("shift_D", "shift_kernel.B", "kernel.taps"),  # H3, long convolutions
+    *("mixer.system.", ".log_dt", ".ssm.a"),  # LSSL, SpaceTime
     *("ema.", "query_key_", "log_temperature", "position_bias"),  # SeqBoat
 )
 

@@ -12,6 +12,11 @@ from torch.utils.checkpoint import checkpoint
 from statescan.layers._state import State
 
 
+def without_state(module: Any, return_state: bool) -> dict[str, bool]:
+    """Keywords that have a module skip its last state, where that is not wanted and the module can (`skips_state`)."""
+    return {} if return_state or not getattr(module, "skips_state", False) else {"return_state": False}
+
+
 class ResidualBlock(nn.Module):
     """x += mixer(norm(x)), then, where there is a channel mixer, x += channel_mixer(channel_norm(x)).
 
@@ -21,6 +26,8 @@ class ResidualBlock(nn.Module):
         channel_mixer: a module from (..., dim) to (..., dim).
         channel_norm: its norm.
     """
+
+    skips_state = True
 
     def __init__(
         self,
@@ -46,11 +53,21 @@ class ResidualBlock(nn.Module):
         *,
         resets: Tensor | None = None,
         offsets: Tensor | None = None,
+        return_state: bool = True,
     ) -> tuple[Tensor, State]:
-        """residual (batch, length, dim) -> residual, and the mixer's state."""
+        """residual (batch, length, dim) -> residual, and the mixer's state.
+
+        `return_state` False says that the state is not wanted: a mixer to which it is extra work leaves it out.
+        """
         if self.mixer is None:
             return self._channels(residual), State()
-        mixed, state = self.mixer(self._normed(self.norm, residual), state or None, resets=resets, offsets=offsets)
+        mixed, state = self.mixer(
+            self._normed(self.norm, residual),
+            state or None,
+            resets=resets,
+            offsets=offsets,
+            **without_state(self.mixer, return_state),
+        )
         return self._channels(residual + mixed), state
 
     def step(self, residual: Tensor, state: State) -> tuple[Tensor, State]:
@@ -80,6 +97,8 @@ class ResidualStack(nn.Module):
         residual_in_float32: keep the stream in float32 whatever the weights are.
     """
 
+    skips_state = True
+
     def __init__(self, blocks: Sequence[nn.Module], *, residual_in_float32: bool = True):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
@@ -98,18 +117,23 @@ class ResidualStack(nn.Module):
         *,
         resets: Tensor | None = None,
         offsets: Tensor | None = None,
+        return_state: bool = True,
     ) -> tuple[Tensor, State]:
-        """x (batch, length, dim) -> the stream after the last block, and the state of every block."""
+        """x (batch, length, dim) -> the stream after the last block, and the state of every block.
+
+        `return_state` as in `ResidualBlock`.
+        """
         residual = x.float() if self.residual_in_float32 and x.dtype != torch.float64 else x
         after: dict[str, Tensor | State] = {}
         for index, block in enumerate(self.blocks):
             before = state[str(index)] if state else None
+            options = without_state(block, return_state)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 residual, after[str(index)] = checkpoint(
-                    block, residual, before, resets=resets, offsets=offsets, use_reentrant=False
+                    block, residual, before, resets=resets, offsets=offsets, use_reentrant=False, **options
                 )
             else:
-                residual, after[str(index)] = block(residual, before, resets=resets, offsets=offsets)
+                residual, after[str(index)] = block(residual, before, resets=resets, offsets=offsets, **options)
         return residual, State(after)
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:

@@ -78,6 +78,8 @@ class S4(nn.Module):
         kernel_options: keywords of the kernel: `layers.DPLRKernel`, `layers.DiagonalKernel`.
     """
 
+    skips_state = True
+
     def __init__(
         self,
         dim: int,
@@ -155,7 +157,12 @@ class S4(nn.Module):
                     "at the end"
                 )
             return walk_segments(
-                lambda part, before: self(part, before, rate=rate), x, state or None, resets=resets, offsets=offsets
+                lambda part, before: self(part, before, rate=rate),
+                x,
+                state or None,
+                resets=resets,
+                offsets=offsets,
+                last=lambda part, before: self(part, before, rate=rate, return_state=return_state),
             )
         carried = state["ssm"] if state else None
         if carried is not None and self.bidirectional:

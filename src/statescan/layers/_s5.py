@@ -164,17 +164,18 @@ class S5(nn.Module):
         return decay, weight * self._drive(B, x)
 
     def _drive(self, B: Tensor, x: Tensor) -> Tensor:
-        # x is real: one real product with both parts of B is half the work of a complex one.
-        parts = F.linear(widen(x), torch.cat([B.real, B.imag]).to(widened(x.dtype)))
-        re, im = parts.to(B.real.dtype).chunk(2, dim=-1)
-        return torch.complex(re.contiguous(), im.contiguous())
+        # x is real: a real product with both parts of B is half the work of a complex one. Their rows take turns, so that
+        # the product is complex as it lies.
+        rows = torch.view_as_real(B).mT.flatten(0, 1)
+        parts = F.linear(widen(x), rows.to(widened(x.dtype))).to(B.real.dtype)
+        return torch.view_as_complex(parts.unflatten(-1, (-1, 2)))
 
     def _read(self, hidden: Tensor, x: Tensor) -> Tensor:
         C = widen(self.C)
         scale = 2.0 if self.conjugate_symmetry else 1.0
-        weight = scale * torch.cat([C[..., 0], -C[..., 1]], dim=1)
-        y = F.linear(torch.cat([hidden.real, hidden.imag], dim=-1), weight)
-        return (y + widen(self.D) * x).to(x.dtype)
+        weight = (C * C.new_tensor([scale, -scale])).flatten(1)
+        y = F.linear(torch.view_as_real(hidden).flatten(-2), weight)
+        return torch.addcmul(y, widen(self.D), x.to(y.dtype)).to(x.dtype)
 
 
 class S5Block(nn.Module):

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from statescan.layers import SequenceDropout
+from statescan.layers import Attention, SequenceDropout
+from statescan.layers._residual import without_state
 from statescan.models._model import Model
 
 #: Norms by name; see `PositionNorm`.
@@ -35,6 +36,7 @@ class ClassifierConfig:
         prenorm: norms before the mixers; otherwise after the sums.
         dropout: of the mixers and of what they add.
         tied_dropout: one mask for all positions.
+        retrieval: classify pairs: the batch's first half holds the first sequences, its second half the second.
         layout: names of published files: ``backbone`` (the training repository; with `prenorm` it has a norm after the
             last block) or ``example`` (its one-file example, which has none).
     """
@@ -48,6 +50,7 @@ class ClassifierConfig:
     prenorm: bool = True
     dropout: float = 0.0
     tied_dropout: bool = False
+    retrieval: bool = False
     layout: str = "backbone"
 
     def __post_init__(self) -> None:
@@ -115,7 +118,9 @@ class ClassifierBlock(nn.Module):
         mixed = self.norm(x, valid) if self.prenorm else x
         if valid is not None:
             mixed = mixed * valid[..., None]
-        out = self.mixer(mixed, **options)
+            if isinstance(self.mixer, Attention) and not self.mixer.causal:
+                options["valid"] = valid
+        out = self.mixer(mixed, **(without_state(self.mixer, False) | options))
         x = x + self.dropout(out[0] if isinstance(out, tuple) else out)
         return x if self.prenorm else self.norm(x, valid)
 
@@ -150,6 +155,8 @@ class Classifier(Model):
             for mixer in mixers
         )
         self.norm = PositionNorm(config.norm, config.dim) if config.final_norm else None
+        # Pairs are compared by their vectors, the difference and the product.
+        self.comparison = nn.Linear(4 * config.dim, config.dim) if getattr(config, "retrieval", False) else None
         self.decoder = nn.Linear(config.dim, config.classes)
 
     def hidden(self, x: Tensor, *, lengths: Tensor | None = None, rate: float = 1.0) -> Tensor:
@@ -164,7 +171,7 @@ class Classifier(Model):
         return x if self.norm is None else self.norm(x, valid)
 
     def forward(self, x: Tensor, *, lengths: Tensor | None = None, rate: float = 1.0) -> Tensor:
-        """Scores of the classes (batch, classes).
+        """Scores of the classes (batch, classes); of pairs (batch / 2, classes).
 
         Arguments:
             x: (batch, length, input_dim), or token ids (batch, length) where the config has a `vocab_size`.
@@ -173,9 +180,19 @@ class Classifier(Model):
         """
         hidden = self.hidden(x, lengths=lengths, rate=rate)
         if lengths is None:
-            return self.decoder(hidden.flatten(1, -2).mean(1))
+            return self.answer(hidden.flatten(1, -2).mean(1))
         counted = hidden * self._valid(x, lengths)[..., None]  # type: ignore[index]
-        return self.decoder(counted.sum(1) / lengths[:, None].to(counted))
+        return self.answer(counted.sum(1) / lengths[:, None].to(counted))
+
+    def answer(self, pooled: Tensor) -> Tensor:
+        """Scores of pooled vectors (batch, dim)."""
+        if self.comparison is None:
+            return self.decoder(pooled)
+        if pooled.shape[0] % 2:
+            raise ValueError(f"x: retrieval compares halves of the batch, got an odd batch of {pooled.shape[0]}")
+        one, two = pooled.chunk(2)
+        features = torch.cat([one, two, one - two, one * two], dim=-1)
+        return self.decoder(nn.functional.gelu(self.comparison(features)))
 
     def _valid(self, x: Tensor, lengths: Tensor | None) -> Tensor | None:
         tokens = self.config.vocab_size is not None

@@ -19,6 +19,7 @@ from statescan.layers import (
     build_norm,
     initialise_language_model,
 )
+from statescan.layers._residual import without_state
 from statescan.models._model import Model, build_config
 
 
@@ -121,10 +122,12 @@ class LanguageModel(Model):
         *,
         resets: Tensor | None = None,
         offsets: Tensor | None = None,
+        return_state: bool = True,
     ) -> tuple[Tensor, State]:
         """Features after the last norm: tokens (batch, length) -> (batch, length, dim), and the state."""
         self._check(tokens, 2)
-        features, state = self.stack(self.embedding(tokens), state, resets=resets, offsets=offsets)
+        options = without_state(self.stack, return_state)
+        features, state = self.stack(self.embedding(tokens), state, resets=resets, offsets=offsets, **options)
         return self._finish(features), state
 
     def forward(
@@ -135,6 +138,7 @@ class LanguageModel(Model):
         resets: Tensor | None = None,
         offsets: Tensor | None = None,
         last: int | None = None,
+        return_state: bool = True,
     ) -> tuple[Tensor, State]:
         """Next-token logits.
 
@@ -145,11 +149,13 @@ class LanguageModel(Model):
             offsets: (sequences + 1,) int64 cumulative lengths of sequences packed into a batch of 1; the state then has
                 an entry a sequence.
             last: give logits of the last so many positions only (of every packed sequence).
+            return_state: False says that the state is not wanted, as in training: layers to which it is extra work leave
+                it out, and what comes back in its place is not to be continued from.
 
         Returns:
             logits (batch, length or last, vocabulary), float, and the state after the last token.
         """
-        features, state = self.hidden(tokens, state, resets=resets, offsets=offsets)
+        features, state = self.hidden(tokens, state, resets=resets, offsets=offsets, return_state=return_state)
         if last is not None:
             features = _last_positions(features, last, offsets)
         return self.head(features), state

@@ -68,7 +68,7 @@ def add_prefix(tensors: Tensors, prefix: str) -> Tensors:
 #: Other spellings of published names that are accepted: Hugging Face's embedding in the state-spaces layout.
 _SYNONYMS = {"backbone.embeddings.weight": "backbone.embedding.weight"}
 #: Ends of names of tensors that a formula gives: some published files store them.
-_FIXED = ("rotary_emb.inv_freq", "transformer.decay.decay")
+_FIXED = ("rotary_emb.inv_freq", "transformer.decay.decay", "rope.freqs_cos", "rope.freqs_sin")
 
 
 def load_published(model: Model, tensors: Tensors, *, constants: Sequence[str] = ()) -> None:

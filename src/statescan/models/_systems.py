@@ -144,6 +144,29 @@ _SYSTEMS = (
         ),
     ),
     System(
+        "lra",
+        "Long Range Arena: A Benchmark for Efficient Transformers (Tay et al., 2021)",
+        (),
+        (
+            "expressions of the published ListOps generator, bit for bit",
+            "Pathfinder's labels by construction, and its images' statistics",
+            "the six tasks trained on in small, and read from the published layouts",
+            "recipes of the published S4, S4D, S5 and long-convolution experiments",
+        ),
+    ),
+    System(
+        "synthetics",
+        "Recall and copying tasks of Mamba (Gu and Dao, 2023), H3 (Fu et al., 2023), Zoology (Arora et al., 2024), "
+        "Repeat After Me (Jelassi et al., 2024) and Landmark Attention (Mohtashami and Jaggi, 2023)",
+        (),
+        (
+            "selective copying, MQAR, induction head and associative recall as their published generators draw them, "
+            "bit for bit",
+            "an oracle solves every task",
+            "selective copying and induction heads learned",
+        ),
+    ),
+    System(
         "mamba",
         "Mamba: Linear-Time Sequence Modeling with Selective State Spaces (Gu and Dao, 2023)",
         ("mamba", "falcon_mamba"),
@@ -206,6 +229,62 @@ _SYSTEMS = (
             "outputs of the published code, its CUDA step written out from the definition",
             "exact parameter counts",
             "published names both ways",
+        ),
+    ),
+    System(
+        "vim",
+        "Vision Mamba: Efficient Visual Representation Learning with Bidirectional State Space Model (Zhu et al., 2024)",
+        ("vim",),
+        (
+            "outputs of the published classifier and dense backbone",
+            "exact parameter counts, multiply-adds within 2 %",
+            "published names both ways",
+            "tied directions commute with reversal",
+        ),
+    ),
+    System(
+        "plainmamba",
+        "PlainMamba: Improving Non-Hierarchical Mamba in Visual Recognition (Yang et al., 2024)",
+        ("plainmamba",),
+        (
+            "tokens, maps and walks of the published code",
+            "exact parameter counts, multiply-adds within 2 %",
+            "published names both ways",
+            "the scan equals a loop over cells",
+        ),
+    ),
+    System(
+        "rsmamba",
+        "RSMamba: Remote Sensing Image Classification with State Space Model (Chen et al., 2024)",
+        ("rsmamba",),
+        (
+            "outputs of the published code for given permutations",
+            "exact parameter counts, multiply-adds within 2 %",
+            "published names both ways",
+            "the same scores twice in evaluation",
+        ),
+    ),
+    System(
+        "patch_scaling",
+        "Causal Image Modeling for Efficient Visual Understanding (Wang et al., 2025); "
+        "Scaling Laws in Patchification: An Image Is Worth 50,176 Tokens And More (Wang et al., 2025)",
+        ("patch_scaling", "vit"),
+        (
+            "outputs of the published model and block",
+            "exact parameter counts at four widths and sizes",
+            "published names both ways",
+            "the class token knows every patch",
+        ),
+    ),
+    System(
+        "lbmamba",
+        "LBMamba: Locally Bi-directional Mamba (Zhang et al., 2025)",
+        ("lbmamba",),
+        (
+            "outputs and gradients of the published scan's definition",
+            "outputs of LBVim as the published code defines it",
+            "exact parameter counts",
+            "whole windows one after another give what one call gives",
         ),
     ),
 )

@@ -175,6 +175,7 @@ class HierarchicalModel(VisionModel):
         norm: makes the norm before the head, and of each feature map with `features_only`; None for none.
         head: the classifier from (batch, channels) to scores, a linear layer unless given.
         downsample_first: a stage's downsampling comes before its blocks.
+        position: from the stem's grid to the same with positions added; None for none.
     """
 
     def __init__(
@@ -188,9 +189,11 @@ class HierarchicalModel(VisionModel):
         norm: Any = nn.LayerNorm,
         head: nn.Module | None = None,
         downsample_first: bool = False,
+        position: nn.Module | None = None,
     ):
         super().__init__(config)
         self.stem = stem
+        self.position = position
         self.stages: Any = nn.ModuleList(stages)
         self.downsample_first = downsample_first
         self.feature_info = [
@@ -210,6 +213,8 @@ class HierarchicalModel(VisionModel):
     def stage_outputs(self, images: Tensor) -> list[Tensor]:
         """Each stage's grid (batch, height, width, channels) after its blocks, before any norm."""
         x = self.stem(images.permute(0, 2, 3, 1))
+        if self.position is not None:
+            x = self.position(x)
         outputs = []
         for index, stage in enumerate(self.stages):
             if self.downsample_first and stage.downsample is not None:
@@ -240,10 +245,12 @@ class HierarchicalModel(VisionModel):
         return maps
 
 
-def initialise_vision(model: nn.Module, std: float = 0.02) -> None:
-    """Linear weights from a truncated normal distribution, their biases zero. Scan parameters keep what they have."""
+def initialise_vision(model: nn.Module, std: float = 0.02, *, convolutions: bool = False) -> None:
+    """Linear weights from a truncated normal distribution, their biases zero; those of convolutions too if asked. Scan
+    parameters keep what they have."""
+    kinds = (nn.Linear, nn.Conv2d) if convolutions else (nn.Linear,)
     for module in model.modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, kinds):
             nn.init.trunc_normal_(module.weight, std=std)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

@@ -82,9 +82,9 @@ class LongConvClassifier(Classifier):
             return super().forward(x, lengths=lengths, rate=rate)
         hidden = self.hidden(x, lengths=lengths, rate=rate)
         if lengths is None:
-            return self.decoder(hidden[:, -1])
+            return self.answer(hidden[:, -1])
         rows = torch.arange(x.shape[0], device=x.device)
-        return self.decoder(hidden[rows, lengths.to(x.device) - 1])
+        return self.answer(hidden[rows, lengths.to(x.device) - 1])
 
 
 _LAYER = (
@@ -139,6 +139,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
         _LRA, depth=8, dim=128, max_length=2048, threshold=0.002, prenorm=False, vocab_size=18
     ),
     "long_conv_lra_text": dict(_LRA, max_length=4096, threshold=0.003, vocab_size=135, classes=2),
+    "long_conv_lra_retrieval": dict(
+        _LRA, max_length=4000, threshold=0.004, kernel_dropout=0.1, vocab_size=98, classes=2, retrieval=True
+    ),
     "long_conv_lra_image": dict(
         _LRA, dim=512, max_length=1024, threshold=0.003, norm="layer", prenorm=False, dropout=0.1
     ),

@@ -106,6 +106,14 @@ def layer_to_published(tensors: Tensors, config: Any) -> Tensors:
     return (minimal_to_published if _minimal(config) else block_to_published)(tensors)
 
 
+def _outer(config: Any) -> tuple[tuple[str, str], ...]:
+    """Beginnings of the names of encoder and head: ours, the published ones."""
+    head = "decoder.0.retrieval.classifier."
+    if getattr(config, "retrieval", False):
+        return ("encoder.", "encoder.0."), ("comparison.", f"{head}0."), ("decoder.", f"{head}2.")
+    return ("encoder.", "encoder.0."), ("decoder.", "decoder.0.output_transform.")
+
+
 def from_published(tensors: Tensors, config: Any, layer: Any = layer_from_published) -> Tensors:
     """A classifier's tensors under our names, from either layout."""
     ours: Tensors = {}
@@ -123,7 +131,10 @@ def from_published(tensors: Tensors, config: Any, layer: Any = layer_from_publis
         elif head == "layers":
             ours[f"blocks.{number}.{part}"] = tensor
         else:
-            name = name.replace("encoder.0.", "encoder.").replace("decoder.0.output_transform.", "decoder.")
+            for mine, theirs in _outer(config):
+                if name.startswith(theirs):
+                    name = mine + name.removeprefix(theirs)
+                    break
             ours[name] = tensor
     for number, inner in blocks.items():
         ours |= add_prefix(layer(inner, config), f"blocks.{number}.mixer.")
@@ -145,8 +156,10 @@ def to_published(tensors: Tensors, config: Any, layer: Any = layer_to_published)
             published[name] = tensor
     for name, tensor in rest.items():
         if not example:
-            name = name.replace("encoder.", "encoder.0.").replace("decoder.", "decoder.0.output_transform.")
-            name = f"model.{name}" if name.startswith("norm.") else name
+            for mine, theirs in (*_outer(config), ("norm.", "model.norm.")):
+                if name.startswith(mine):
+                    name = theirs + name.removeprefix(mine)
+                    break
         published[name] = tensor
     return published
 
@@ -160,6 +173,7 @@ _PATH: dict[str, Any] = dict(_LRA, classes=2)
 _ARENA: dict[str, dict[str, Any]] = {
     "listops": dict(_SMALL, vocab_size=18, prenorm=False),
     "text": dict(_SMALL, vocab_size=135, classes=2),
+    "retrieval": dict(_SMALL, vocab_size=98, classes=2, retrieval=True),
     "image": _IMAGE,
     "pathfinder": _PATH,
     "pathx": dict(_PATH, dt_min=1e-4),

@@ -13,11 +13,14 @@ from statescan.ops._linear_attention import (
     taylor_linear_attention_step,
 )
 from statescan.ops._linear_scan import linear_scan, linear_scan_reference
+from statescan.ops._local_scan import local_scan, local_scan_reference, local_window
 from statescan.ops._resets import resets_from_sequence_index
+from statescan.ops._route_scan import route_scan, route_scan_reference
 from statescan.ops._selective_scan import selective_scan, selective_scan_reference
 from statescan.ops._selective_state_step import selective_state_step, selective_state_step_reference
 from statescan.ops._ssd import ssd, ssd_reference
 from statescan.ops._ssd_step import ssd_step, ssd_step_reference
+from statescan.ops._state_fusion import merged_kernel, selective_states, state_fusion
 from statescan.ops._vandermonde import (
     vandermonde,
     vandermonde_reference,
@@ -39,15 +42,23 @@ __all__ = [
     "gated_rms_norm_reference",
     "linear_scan",
     "linear_scan_reference",
+    "local_scan",
+    "local_scan_reference",
+    "local_window",
+    "merged_kernel",
     "resets_from_sequence_index",
+    "route_scan",
+    "route_scan_reference",
     "selective_scan",
     "selective_scan_reference",
     "selective_state_step",
     "selective_state_step_reference",
+    "selective_states",
     "ssd",
     "ssd_reference",
     "ssd_step",
     "ssd_step_reference",
+    "state_fusion",
     "taylor_feature_count",
     "taylor_features",
     "taylor_linear_attention",

@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from statescan.kernels import cpu_fft_conv
 from statescan.ops import _checks as checks
-from statescan.ops._dispatch import LIBRARY, Implementation, Operator, register
+from statescan.ops._dispatch import LIBRARY, Implementation, Operator, cpu_accepts, register
 
 #: Channels transformed together: enough to vectorise over, few enough for their spectra to stay in the cache.
 _CHUNK = 16
+#: The compiled kernel has a channel a lane of a register: fewer channels leave most of it idle.
+_LEAST_CHANNELS = 4
 
 
 def fft_conv(
@@ -244,12 +247,57 @@ def _reference_backward(grad: Tensor, *args: Any) -> list[Tensor | None]:
 
 
 def _device_accepts(device: str) -> Any:
-    """torch.fft is the kernel on every device so far, under the name by which that device's kernels are pinned."""
+    """torch.fft is the kernel on CUDA devices, under the name by which that device's kernels are pinned."""
     return lambda x, *rest: None if x.device.type == device else f"a tensor is on {x.device}"
 
 
+def _compiled(x: Tensor, gate: Tensor | None) -> bool:
+    """Whether the compiled kernel runs: torch.fft has float64, and is as good for a few channels."""
+    return (
+        x.shape[2] >= _LEAST_CHANNELS
+        and x.numel() > 0
+        and (gate is None or gate.dtype == x.dtype)
+        and cpu_accepts(x) is None
+    )
+
+
+def _cpu_forward(x: Tensor, kernel: Tensor, D: Tensor | None, gate: Tensor | None, anticausal: Tensor | None) -> Tensor:
+    if not _compiled(x, gate):
+        return _forward(x, kernel, D, gate, anticausal)
+    taps, future = _crop(kernel, x.shape[1], torch.float32), _crop(anticausal, x.shape[1] - 1, torch.float32)
+    assert taps is not None
+    return cpu_fft_conv.forward(x, taps, None if D is None else D.float(), gate, future)
+
+
+def _cpu_backward(
+    grad: Tensor, x: Tensor, kernel: Tensor, D: Tensor | None, gate: Tensor | None, anticausal: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    if not _compiled(x, gate):
+        return _backward(grad, x, kernel, D, gate, anticausal)
+    taps, future = _crop(kernel, x.shape[1], torch.float32), _crop(anticausal, x.shape[1] - 1, torch.float32)
+    assert taps is not None
+    wide = None if D is None else D.float()
+    grad_x, grad_taps, grad_D, grad_gate, grad_future = cpu_fft_conv.backward(
+        grad.to(x.dtype), x, taps, wide, gate, future
+    )
+    return (
+        grad_x,
+        _uncrop(grad_taps, kernel),
+        None if D is None or grad_D is None else grad_D.to(D.dtype),
+        grad_gate,
+        None if anticausal is None else _uncrop(grad_future, anticausal),
+    )
+
+
+def _uncrop(grad: Tensor, taps: Tensor) -> Tensor:
+    """The gradient of all taps from that of those which do something."""
+    if grad.shape[1] < taps.shape[1]:
+        grad = torch.nn.functional.pad(grad, (0, taps.shape[1] - grad.shape[1]))
+    return grad.to(taps.dtype)
+
+
 OPERATOR.implementations += [
-    Implementation("cpu", _device_accepts("cpu"), _forward, _backward),
+    Implementation("cpu", _device_accepts("cpu"), _cpu_forward, _cpu_backward),
     Implementation("triton", _device_accepts("cuda"), _forward, _backward),
     Implementation("reference", lambda *args: None, _call_reference, _reference_backward),
 ]

@@ -50,9 +50,15 @@ def quarter_turns(height: int, width: int) -> list[np.ndarray]:
     return [np.rot90(grid, turns).reshape(-1) for turns in range(4)]
 
 
+def column_of_transposed(height: int, width: int) -> np.ndarray:
+    """What LocalMamba's published code takes for the way back from columns: that of a grid of width x height."""
+    return column(width, height)
+
+
 RULES: dict[str, Rule] = {
     "raster": raster,
     "column": column,
+    "column_of_transposed": column_of_transposed,
     "cross": cross,
     "bidirectional": bidirectional,
     "cross_unidirectional": cross_unidirectional,

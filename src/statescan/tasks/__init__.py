@@ -4,6 +4,7 @@ from statescan.tasks._run_folder import first_process
 from statescan.tasks.evaluation import LanguageScore, evaluate_language
 from statescan.tasks.forecasting import ForecastResult, ForecastTraining, forecast_series, train_forecast
 from statescan.tasks.language import LanguageTraining, train_language
+from statescan.tasks.lra import LRATraining, train_lra
 from statescan.tasks.reinforcement import ReinforcementTraining, train_reinforcement
 from statescan.tasks.sequence import SequenceTraining, train_sequence
 from statescan.tasks.synthetic import SyntheticTraining, train_synthetic
@@ -11,6 +12,7 @@ from statescan.tasks.synthetic import SyntheticTraining, train_synthetic
 __all__ = [
     "ForecastResult",
     "ForecastTraining",
+    "LRATraining",
     "LanguageScore",
     "LanguageTraining",
     "ReinforcementTraining",
@@ -21,6 +23,7 @@ __all__ = [
     "forecast_series",
     "train_forecast",
     "train_language",
+    "train_lra",
     "train_reinforcement",
     "train_sequence",
     "train_synthetic",

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from statescan.data import IGNORED, batch_seed
 from statescan.layers import ResidualBlock, State
-from statescan.tasks._settings import TrainingSettings
+from statescan.tasks._settings import TrainingSettings, rates_of
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,15 @@ def token_sums(logits: Tensor, targets: Tensor, *, count_correct: bool) -> tuple
 Measure = Callable[[Any, dict[str, Any], State | None], tuple[Tensor, Tensor, State | None]]
 
 
-def next_token(*, count_correct: bool) -> Measure:
-    """How well a language model predicts the ``targets`` of ``tokens``; ``resets`` mark where documents begin."""
+def next_token(*, count_correct: bool, carry_state: bool = False) -> Measure:
+    """How well a language model predicts the ``targets`` of ``tokens``; ``resets`` mark where documents begin.
+
+    Only with `carry_state` is the model's state wanted; otherwise layers to which it is extra work leave it out.
+    """
+    options = {} if carry_state else {"return_state": False}
 
     def measure(model: Any, batch: dict[str, Any], state: State | None) -> tuple[Tensor, Tensor, State | None]:
-        logits, state = model(batch["tokens"], state, resets=batch["resets"])
+        logits, state = model(batch["tokens"], state, resets=batch["resets"], **options)
         return *token_sums(logits, batch["targets"], count_correct=count_correct), state
 
     return measure
@@ -83,6 +87,33 @@ def schedule(settings: TrainingSettings) -> Callable[[int], float]:
         return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress))
 
     return factor
+
+
+def with_rates(model: Any, groups: list[dict[str, Any]], rates: dict[str, float]) -> list[dict[str, Any]]:
+    """The groups without empty ones, those parameters apart that have learning rates of their own.
+
+    Arguments:
+        model: whose parameters they are.
+        groups: from its `parameter_groups`.
+        rates: by a part of the parameter's name; the first that fits counts.
+
+    Raises:
+        ValueError: for a part that is in no name.
+    """
+    names = {parameter: f".{name}" for name, parameter in model.named_parameters()}
+    for part in rates:
+        if not any(part in name for name in names.values()):
+            shown = ", ".join(sorted({name.rpartition(".")[2] for name in names.values()}))
+            raise ValueError(f"learning_rates: no parameter's name holds {part!r}; their names end in {shown}")
+    divided = []
+    for group in groups:
+        by_rate: dict[float | None, list[Tensor]] = {}
+        for parameter in group["params"]:
+            rate = next((rate for part, rate in rates.items() if part in names[parameter]), None)
+            by_rate.setdefault(rate, []).append(parameter)
+        for rate, parameters in by_rate.items():
+            divided.append(group | {"params": parameters} | ({} if rate is None else {"lr": rate}))
+    return divided
 
 
 class Learner(lightning.LightningModule):
@@ -140,7 +171,9 @@ class Learner(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and cosine."""
-        groups = [group for group in self.model.parameter_groups(self.settings.weight_decay) if group["params"]]
+        groups = with_rates(
+            self.model, self.model.parameter_groups(self.settings.weight_decay), rates_of(self.settings.learning_rates)
+        )
         optimizer = torch.optim.AdamW(groups, lr=self.settings.learning_rate, betas=self.settings.betas)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(self.settings))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

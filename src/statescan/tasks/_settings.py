@@ -33,6 +33,8 @@ class TrainingSettings:
     accumulate: int = 1
     #: Highest learning rate.
     learning_rate: float = 2e-3
+    #: Other highest learning rates, of parameters whose names hold a part: --learning-rates A_real=0.001 inverse_dt=0.001
+    learning_rates: tuple[str, ...] = ()
     #: Learning rate at the end, as a fraction of the highest.
     final_learning_rate: float = 0.1
     #: Steps of linear warm-up; a cosine follows.
@@ -87,6 +89,7 @@ class TrainingSettings:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
         overrides(self.set)
+        rates_of(self.learning_rates)
         if self.mixer is not None:
             check_mixer(self.mixer, {})
 
@@ -128,6 +131,24 @@ def overrides(pairs: Sequence[str]) -> dict[str, Any]:
     return fields
 
 
+def rates_of(pairs: Sequence[str]) -> dict[str, float]:
+    """Learning rates written ``part=rate``.
+
+    Raises:
+        ValueError: for anything else, or a rate that is not positive.
+    """
+    rates = {}
+    for pair in pairs:
+        part, _, text = pair.partition("=")
+        try:
+            rates[part] = float(text)
+        except ValueError:
+            rates[part] = 0.0
+        if not (part and rates[part] > 0):
+            raise ValueError(f"learning_rates: expected part=rate with a positive rate, got {pair!r}")
+    return rates
+
+
 def demand(settings: TrainingSettings, field: str, kind: str, instead: str) -> None:
     """Raise unless the named model's config has the field that makes it of this kind.
 
@@ -138,28 +159,32 @@ def demand(settings: TrainingSettings, field: str, kind: str, instead: str) -> N
         raise ValueError(f"model: {settings.model!r} is no {kind}; try --model {instead}, `statescan models` lists all")
 
 
-def build(settings: TrainingSettings, **defaults: Any) -> Any:
+def build(settings: TrainingSettings, name: str | None = None, /, **defaults: Any) -> Any:
     """The model with fresh weights, which depend on the seed alone; `set` goes before `defaults`.
+
+    Arguments:
+        settings: of the run.
+        name: of the model; None: as in the settings.
+        defaults: fields of its config.
 
     Raises:
         ValueError: for a name, a field or a mixer that does not exist, or a model whose mixer cannot be exchanged.
     """
     import torch
 
+    name = name or settings.model
     torch.manual_seed(settings.seed)
     fields = defaults | overrides(settings.set)
     if settings.mixer is None:
-        return create_model(settings.model, **fields)
-    config = model_info(settings.model).config
+        return create_model(name, **fields)
+    config = model_info(name).config
     if hasattr(config, "mixer"):
-        return create_model(
-            settings.model, **(fields | {"mixer": settings.mixer, "options": fields.get("options", {})})
-        )
+        return create_model(name, **(fields | {"mixer": settings.mixer, "options": fields.get("options", {})}))
     if hasattr(config, "classes"):
         kept = {name: getattr(config, name) for name in ("dim", "depth", "norm", "prenorm", "dropout")}
         return create_model("classifier_tiny", **(kept | {"mixer": settings.mixer} | fields))
     if not hasattr(config, "padded_vocab_size"):
-        raise ValueError(f"mixer: {settings.model!r} has parts of its own in place of one; leave --mixer out")
+        raise ValueError(f"mixer: {name!r} has parts of its own in place of one; leave --mixer out")
     kept = {name: getattr(config, name) for name in ("dim", "depth", "vocab_size")}
     dim = fields.get("dim", kept["dim"])
     heads = max(1, dim // 64)

@@ -129,7 +129,7 @@ def train_language(settings: LanguageTraining) -> TrainingResult:
         targets=settings.length,
         columns=("validation_loss", "validation_perplexity", "validation_bits_per_byte"),
         describe=describe,
-        measure=next_token(count_correct=False),
+        measure=next_token(count_correct=False, carry_state=settings.carry_state),
         carry_state=settings.carry_state,
     )
     return fit(model, settings, folder, objective, tokenizer=tokenizer)

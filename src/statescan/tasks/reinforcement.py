@@ -39,7 +39,7 @@ class ReinforcementTraining:
 
     #: Folder of the run: model, settings and metrics.
     out: Path = Path("runs/latest")
-    #: repeat_previous or stateless_cart_pole.
+    #: repeat_previous, stateless_cart_pole or meta_cart_pole.
     environment: str = "repeat_previous"
     #: Settings of the environment to change, for instance: --environment-set delay=8
     environment_set: tuple[str, ...] = ()

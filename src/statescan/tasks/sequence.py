@@ -99,8 +99,11 @@ class SequenceBatches(IterableDataset):
 
     def _take(self, index: Tensor) -> data.SequenceBatch:
         some = self._sequences.select(index)
-        longest = int(some.lengths.max()) if len(index) else 0
-        return data.SequenceBatch(some.inputs[:, :longest], some.lengths, some.targets)
+        inputs, lengths = some.inputs, some.lengths
+        if some.paired:
+            inputs, lengths = inputs.transpose(0, 1).flatten(0, 1), lengths.transpose(0, 1).flatten()
+        inputs = inputs[:, : int(lengths.max()) if len(index) else 0]
+        return data.SequenceBatch(inputs if inputs.is_floating_point() else inputs.long(), lengths, some.targets)
 
 
 def whole_sequence(*, regression: bool) -> Measure:
@@ -150,6 +153,30 @@ def train_sequence(settings: SequenceTraining) -> TrainingResult:
     model = build(settings, classes=outputs, **kind)
     held_back = max(1, round(settings.validation_fraction * len(learn)))
     validating, learning = learn.split(held_back / len(learn), seed=settings.seed + 1)
+    return fit_sequences(settings, folder, model, learning, validating, tried, unit=float(scale.mean()))
+
+
+def fit_sequences(
+    settings: TrainingSettings,
+    folder: RunFolder,
+    model: Any,
+    learning: data.LabelledSequences,
+    validating: data.LabelledSequences,
+    tried: data.LabelledSequences,
+    *,
+    unit: float = 1.0,
+) -> TrainingResult:
+    """Train a model and try it: what all kinds of labelled sequences have in common.
+
+    Arguments:
+        settings: of the run, settled with its folder.
+        folder: of the run.
+        model: with fresh weights.
+        learning, validating, tried: what each of them is done with.
+        unit: of the targets of a regression, for the test's errors.
+    """
+    regression = not learning.classes
+    outputs = learning.targets.shape[1] if regression else len(learning.classes)
     batch_size = settings.batch_size * settings.world_size
 
     def batches(first: int, rank: int, world: int) -> SequenceBatches:
@@ -175,7 +202,6 @@ def train_sequence(settings: SequenceTraining) -> TrainingResult:
     )
     training = fit(model, settings, folder, objective)
     loss, right = _try(model, measure, SequenceBatches(tried, batch_size=settings.batch_size, once=True))
-    unit = float(scale.mean())
     test = {names[0]: right * unit, names[1]: loss * unit**2}
     with replacing(folder.path / "test.json") as file:
         file.write(json.dumps(test, indent=2).encode() + b"\n")

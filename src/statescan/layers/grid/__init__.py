@@ -3,12 +3,21 @@
 from statescan.layers.grid._channel_scan import ChannelDirection, ChannelScan
 from statescan.layers.grid._deformable import DeformableAggregation, deformable_aggregation
 from statescan.layers.grid._multi_head_scan import HEADS, GatedMultiHeadScan, MultiHeadScan
+from statescan.layers.grid._attention import GridAttention
+from statescan.layers.grid._cascade_scan import CascadeScan
+from statescan.layers.grid._channel_mixers import ChannelGate, DepthwiseMLP, InvertedResidual
+from statescan.layers.grid._directional import DirectionalSS2D
+from statescan.layers.grid._gated_convolution import GatedConvolution
+from statescan.layers.grid._hidden_state_mixer import HiddenStateBlock, HiddenStateMixer
+from statescan.layers.grid._local_scan import DIRECTIONS, LocalScan, WalkMixer, legacy_return, local_route
+from statescan.layers.grid._multiscale import MultiScaleSS2D
 from statescan.layers.grid._parts import (
     ConvolutionNorm,
     DropPath,
     GridBatchNorm,
     GridBlock,
     GridConvolution,
+    NormLinear,
     SqueezeExcite,
     depthwise,
     drop_path_rates,
@@ -22,16 +31,47 @@ from statescan.layers.grid._patches import (
     PatchEmbedding,
     PatchMerging,
     PositionGrid,
+    corner_cells,
+    pad_corner,
 )
+from statescan.layers.grid._pyramid import GridMaxPool, GridTransposedConvolution, SimplePyramid
 from statescan.layers.grid._route_scan import RouteScan
+from statescan.layers.grid._route_ssd import RouteSSD
+from statescan.layers.grid._self_distillation import mesa_loss
 from statescan.layers.grid._ss2d import SS2D
+from statescan.layers.grid._ssd import GridSSD
+from statescan.layers.grid._stems import (
+    ConvolutionMLP,
+    ConvolutionStem,
+    InvertedDownsample,
+    Residual,
+    ResidualStem,
+    SqueezeDownsample,
+    depthwise_norm,
+    nearest_multiple,
+)
+from statescan.layers.grid._structure_aware_ssm import StateFusion, StructureAwareSSM
+from statescan.layers.grid._tokens import ClassPlace, PatchTokens, embed_patches
+from statescan.layers.grid._wavelets import (
+    MultiReceptiveMixer,
+    WaveletConvolution,
+    haar_filters,
+    inverse_wavelet_transform,
+    wavelet_transform,
+)
 
 __all__ = [
     "HEADS",
     "SS2D",
     "ChannelDirection",
     "ChannelScan",
+    "DIRECTIONS",
+    "SS2D",
+    "CascadeScan",
+    "ChannelGate",
+    "ClassPlace",
     "ConvolutionDownsample",
+    "ConvolutionMLP",
     "ConvolutionNorm",
     "DeformableAggregation",
     "DropPath",
@@ -40,16 +80,57 @@ __all__ = [
     "GridBlock",
     "GridConvolution",
     "MultiHeadScan",
+    "ConvolutionStem",
+    "DepthwiseMLP",
+    "DirectionalSS2D",
+    "DropPath",
+    "GatedConvolution",
+    "GridAttention",
+    "GridBatchNorm",
+    "GridBlock",
+    "GridConvolution",
+    "GridMaxPool",
+    "GridSSD",
+    "GridTransposedConvolution",
+    "HiddenStateBlock",
+    "HiddenStateMixer",
+    "InvertedDownsample",
+    "InvertedResidual",
+    "LocalScan",
+    "MultiReceptiveMixer",
+    "MultiScaleSS2D",
+    "NormLinear",
     "OverlappingStem",
     "PatchEmbedding",
     "PatchMerging",
+    "PatchTokens",
     "PositionGrid",
+    "Residual",
+    "ResidualStem",
+    "RouteSSD",
     "RouteScan",
+    "SimplePyramid",
+    "SqueezeDownsample",
     "SqueezeExcite",
     "deformable_aggregation",
+    "StateFusion",
+    "StructureAwareSSM",
+    "WalkMixer",
+    "WaveletConvolution",
+    "corner_cells",
     "depthwise",
+    "depthwise_norm",
     "drop_path_rates",
+    "embed_patches",
     "fold_norms",
     "grid_activation",
+    "haar_filters",
+    "inverse_wavelet_transform",
+    "legacy_return",
+    "local_route",
+    "mesa_loss",
+    "nearest_multiple",
+    "pad_corner",
     "resize_grid",
+    "wavelet_transform",
 ]

@@ -72,6 +72,7 @@ class ConvolutionNorm(nn.Module):
         groups: groups of channels; `in_channels` for a depthwise one.
         activation: by name, after the norm.
         norm_weight: first value of the norm's weight; zero makes a residual branch start as nothing.
+        bias: whether the convolution has one all the same.
     """
 
     def __init__(
@@ -84,10 +85,11 @@ class ConvolutionNorm(nn.Module):
         groups: int = 1,
         activation: str = "identity",
         norm_weight: float = 1.0,
+        bias: bool = False,
     ):
         super().__init__()
         self.convolution = GridConvolution(
-            in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False
+            in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=bias
         )
         self.norm = GridBatchNorm(out_channels)
         nn.init.constant_(self.norm.weight, norm_weight)
@@ -115,14 +117,43 @@ class ConvolutionNorm(nn.Module):
         )
         new.weight.copy_(old.weight * scale[:, None, None, None])
         assert new.bias is not None
-        new.bias.copy_(norm.bias - norm.running_mean * scale)
+        mean = norm.running_mean if old.bias is None else norm.running_mean - old.bias
+        new.bias.copy_(norm.bias - mean * scale)
         return nn.Sequential(new, self.activation)
 
 
+class NormLinear(nn.Module):
+    """Batch norm of vectors, then a linear layer: the classifier of light backbones.
+
+    Arguments:
+        in_features, out_features: sizes.
+    """
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(in_features)
+        self.linear = nn.Linear(in_features, out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, in_features) -> (batch, out_features)."""
+        return self.linear(self.norm(x))
+
+    @torch.no_grad()
+    def folded(self) -> nn.Linear:
+        """The same function in evaluation, the norm's scale and shift within the linear layer."""
+        norm, old = self.norm, self.linear
+        assert norm.running_mean is not None and norm.running_var is not None
+        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        new = nn.Linear(old.in_features, old.out_features, device=old.weight.device, dtype=old.weight.dtype)
+        new.weight.copy_(old.weight * scale)
+        new.bias.copy_(old.bias + old.weight @ (norm.bias - norm.running_mean * scale))
+        return new
+
+
 def fold_norms(module: nn.Module) -> nn.Module:
-    """Replace every `ConvolutionNorm` inside a module by its folded form, in place; for inference alone."""
+    """Replace every module inside one that has a folded form by it, in place; for inference alone."""
     for name, child in module.named_children():
-        if isinstance(child, ConvolutionNorm):
+        if isinstance(child, (ConvolutionNorm, NormLinear)):
             setattr(module, name, child.folded())
         else:
             fold_norms(child)

@@ -8,10 +8,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from statescan.layers.grid._parts import GridConvolution, resize_grid
+from statescan.layers.grid._parts import GridConvolution, grid_activation, resize_grid
 
 #: Makes a norm of so many channels.
 Norm = Callable[[int], nn.Module]
+
+
+def pad_corner(x: Tensor, kernel: int, stride: int) -> Tensor:
+    """Zeros at the bottom and the right of (batch, height, width, channels), so that a window of side `kernel` begins at
+    every multiple of `stride`."""
+    rows, columns = ((corner_cells(size, stride) - 1) * stride + kernel - size for size in x.shape[1:3])
+    return F.pad(x, (0, 0, 0, max(columns, 0), 0, max(rows, 0)))
+
+
+def corner_cells(size: int, stride: int) -> int:
+    """How many windows begin along a side of so many cells, padded as in `pad_corner`."""
+    return -(-size // stride)
 
 
 class PatchEmbedding(nn.Module):
@@ -24,6 +36,7 @@ class PatchEmbedding(nn.Module):
         stride: distance of neighbouring patches; below `patch` they overlap.
         norm: makes a norm of `dim` channels; None for none.
         bias: whether the convolution has one.
+        corner: pad at the bottom and the right, so that a patch begins at every multiple of the stride.
     """
 
     def __init__(
@@ -35,33 +48,49 @@ class PatchEmbedding(nn.Module):
         stride: int | None = None,
         norm: Norm | None = None,
         bias: bool = True,
+        corner: bool = False,
     ):
         super().__init__()
+        self.corner = corner
         self.projection = GridConvolution(in_channels, dim, patch, stride=stride or patch, bias=bias)
         self.norm = norm(dim) if norm is not None else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, height, width, in_channels) -> (batch, rows, columns, dim)."""
+        if self.corner:
+            x = pad_corner(x, self.projection.kernel_size[0], self.projection.stride[0])
         return self.norm(self.projection(x))
 
 
 class OverlappingStem(nn.Sequential):
-    """Two 3 x 3 convolutions of stride 2 with biases, a norm after each, GELU between: stride 4 in all.
+    """Two 3 x 3 convolutions of stride 2 with biases, a norm after each, an activation between: stride 4.
 
     Arguments:
         in_channels: of the image.
         dim: channels of the grid; half as many between.
-        norm: makes a norm.
+        norm: makes a norm; None for none.
         inner_norm: whether there is one between the convolutions.
+        patch: stride in all, even; each convolution has stride patch / 2 and a kernel one wider, padded by 1.
+        activation: between the convolutions, by name.
     """
 
-    def __init__(self, in_channels: int, dim: int, *, norm: Norm = nn.LayerNorm, inner_norm: bool = True):
+    def __init__(
+        self,
+        in_channels: int,
+        dim: int,
+        *,
+        norm: Norm | None = nn.LayerNorm,
+        inner_norm: bool = True,
+        patch: int = 4,
+        activation: str = "gelu",
+    ):
         super().__init__()
-        self.convolution1 = GridConvolution(in_channels, dim // 2, 3, stride=2, padding=1)
-        self.norm1 = norm(dim // 2) if inner_norm else nn.Identity()
-        self.activation = nn.GELU()
-        self.convolution2 = GridConvolution(dim // 2, dim, 3, stride=2, padding=1)
-        self.norm2 = norm(dim)
+        stride = patch // 2
+        self.convolution1 = GridConvolution(in_channels, dim // 2, stride + 1, stride=stride, padding=1)
+        self.norm1 = norm(dim // 2) if norm is not None and inner_norm else nn.Identity()
+        self.activation = grid_activation(activation)
+        self.convolution2 = GridConvolution(dim // 2, dim, stride + 1, stride=stride, padding=1)
+        self.norm2 = norm(dim) if norm is not None else nn.Identity()
 
 
 class PatchMerging(nn.Module):
@@ -96,16 +125,20 @@ class ConvolutionDownsample(nn.Module):
     Arguments:
         dim, out_dim: channels.
         kernel: 2 (no padding) or 3 (padded by 1), of stride 2.
-        norm: makes a norm of out_dim channels.
+        norm: makes a norm.
+        norm_first: whether it stands before the convolution.
     """
 
-    def __init__(self, dim: int, out_dim: int, *, kernel: int = 3, norm: Norm = nn.LayerNorm):
+    def __init__(self, dim: int, out_dim: int, *, kernel: int = 3, norm: Norm = nn.LayerNorm, norm_first: bool = False):
         super().__init__()
+        self.norm_first = norm_first
         self.convolution = GridConvolution(dim, out_dim, kernel, stride=2, padding=(kernel - 1) // 2)
-        self.norm = norm(out_dim)
+        self.norm = norm(dim if norm_first else out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, height, width, dim) -> (batch, about half, about half, out_dim)."""
+        if self.norm_first:
+            return self.convolution(self.norm(x))
         return self.norm(self.convolution(x))
 
 

@@ -6,6 +6,7 @@ import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from statescan import ops
@@ -62,28 +63,53 @@ class RouteScan(nn.Module):
         self.A_log = nn.Parameter(rates)
 
     def forward(self, grid: Tensor, route: Route) -> Tensor:
-        """Walk a grid (batch, height, width, channels), scan, and put back: the sum over walks, of the same shape."""
-        height, width = grid.shape[1:3]
-        return route.merge(self.scan(route.walk(grid)), height, width)
+        """Scan a grid (batch, height, width, channels) along a route: the sum over walks, of the same shape."""
+        return route.join(self.walks_of(grid, route))
 
-    def scan(self, sequences: Tensor) -> Tensor:
-        """Scan sequences (batch, length, walks, channels), the same shape out."""
-        batch, length, walks, channels = sequences.shape
-        if walks != self.walks or channels != self.channels:
+    def walks_of(self, grid: Tensor, route: Route) -> Tensor:
+        """What each walk leaves at each cell, (batch, height, width, walks, channels); zero where it never comes."""
+        batch, height, width, channels = grid.shape
+        if channels != self.channels or route.walks != self.walks:
             raise ValueError(
-                f"sequences: (batch, length, {self.walks} walks, {self.channels} channels), got {tuple(sequences.shape)}"
+                f"grid: {self.channels} channels and a route of {self.walks} walks, got {channels} and {route.walks}"
             )
-        selected = torch.einsum("blke,kre->blkr", sequences, self.selection_weight.to(sequences.dtype))
+        cells = grid.reshape(batch, height * width, channels)
+        # A position's projections do not depend on the walk's order: they are made where the cells lie.
+        selected = F.linear(cells, self.selection_weight.to(cells.dtype).flatten(0, 1)).unflatten(2, (self.walks, -1))
         dt, B, C = selected.split([self.dt_rank, self.state_dim, self.state_dim], dim=-1)
-        delta = torch.einsum("blkr,ker->blke", dt, self.delta_weight.to(dt.dtype))
-        y = ops.selective_scan(
-            sequences.reshape(batch, length, walks * channels),
-            delta.reshape(batch, length, walks * channels),
+        delta = torch.einsum("bckr,ker->bcke", dt, self.delta_weight.to(dt.dtype))
+        y = ops.route_scan(
+            cells,
+            delta,
             -torch.exp(widen(self.A_log)),
             B,
             C,
             widen(self.D),
+            order=route.table(height, width, grid.device),
             delta_bias=widen(self.delta_bias).flatten(),
+            delta_softplus=True,
+        )
+        return y.unflatten(1, (height, width))
+
+    def scan(self, sequences: Tensor, which: slice = slice(None)) -> Tensor:
+        """Scan sequences (batch, length, walks, channels), the same shape out; `which` chooses some of the walks."""
+        batch, length, walks, channels = sequences.shape
+        expected = len(range(self.walks)[which])
+        if walks != expected or channels != self.channels:
+            raise ValueError(
+                f"sequences: (batch, length, {expected} walks, {self.channels} channels), got {tuple(sequences.shape)}"
+            )
+        selected = torch.einsum("blke,kre->blkr", sequences, self.selection_weight[which].to(sequences.dtype))
+        dt, B, C = selected.split([self.dt_rank, self.state_dim, self.state_dim], dim=-1)
+        delta = torch.einsum("blkr,ker->blke", dt, self.delta_weight[which].to(dt.dtype))
+        y = ops.selective_scan(
+            sequences.reshape(batch, length, walks * channels),
+            delta.reshape(batch, length, walks * channels),
+            -torch.exp(widen(self.A_log)).unflatten(0, (self.walks, channels))[which].flatten(0, 1),
+            B,
+            C,
+            widen(self.D).unflatten(0, (self.walks, channels))[which].flatten(),
+            delta_bias=widen(self.delta_bias)[which].flatten(),
             delta_softplus=True,
         )
         assert isinstance(y, Tensor)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 from torch import Tensor, nn
@@ -33,6 +35,9 @@ class SS2D(nn.Module):
         output_activation: after that norm, by name.
         initialisation: of the scans; see `RouteScan`.
         dropout: of the output.
+        scan: a module from (a grid of inner channels, the route) to such a grid; `RouteScan` unless given, and then
+            `state_dim`, `dt_rank` and `initialisation` are its own affair.
+        projection: makes the outer projections from the sizes of their input and output; linear layers unless given.
     """
 
     def __init__(
@@ -52,19 +57,24 @@ class SS2D(nn.Module):
         output_activation: str = "identity",
         initialisation: Literal["v0", "v1", "v2"] = "v0",
         dropout: float = 0.0,
+        scan: nn.Module | None = None,
+        projection: Callable[[int, int], nn.Module] | None = None,
     ):
         super().__init__()
         inner = int(expand * dim)
+        projection = projection or partial(nn.Linear, bias=bias)
         self.dim, self.inner_dim, self.route = dim, inner, routes.get(route)
-        self.input_projection = nn.Linear(dim, inner * (2 if gate is not None else 1), bias=bias)
+        self.input_projection = projection(dim, inner * (2 if gate is not None else 1))
         self.convolution = depthwise(inner, conv_kernel, bias=conv_bias) if conv_kernel > 1 else nn.Identity()
         self.activation = grid_activation(activation)
         self.gate = grid_activation(gate) if gate is not None else None
         rank = math.ceil(dim / 16) if dt_rank == "auto" else dt_rank
-        self.scan = RouteScan(inner, self.route.walks, state_dim=state_dim, dt_rank=rank, initialisation=initialisation)
+        if scan is None:
+            scan = RouteScan(inner, self.route.walks, state_dim=state_dim, dt_rank=rank, initialisation=initialisation)
+        self.scan = scan
         self.output_norm = nn.LayerNorm(inner) if output_norm is None else output_norm
         self.output_activation = grid_activation(output_activation)
-        self.output_projection = nn.Linear(inner, dim, bias=bias)
+        self.output_projection = projection(inner, dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,15 +1,15 @@
 """Parts of image backbones: mixers of grids (batch, height, width, channels) and what stands around them."""
 
-from statescan.layers.grid._channel_scan import ChannelDirection, ChannelScan
-from statescan.layers.grid._deformable import DeformableAggregation, deformable_aggregation
-from statescan.layers.grid._multi_head_scan import HEADS, GatedMultiHeadScan, MultiHeadScan
 from statescan.layers.grid._attention import GridAttention
 from statescan.layers.grid._cascade_scan import CascadeScan
 from statescan.layers.grid._channel_mixers import ChannelGate, DepthwiseMLP, InvertedResidual
+from statescan.layers.grid._channel_scan import ChannelDirection, ChannelScan
+from statescan.layers.grid._deformable import DeformableAggregation, deformable_aggregation
 from statescan.layers.grid._directional import DirectionalSS2D
 from statescan.layers.grid._gated_convolution import GatedConvolution
 from statescan.layers.grid._hidden_state_mixer import HiddenStateBlock, HiddenStateMixer
 from statescan.layers.grid._local_scan import DIRECTIONS, LocalScan, WalkMixer, legacy_return, local_route
+from statescan.layers.grid._multi_head_scan import HEADS, GatedMultiHeadScan, MultiHeadScan
 from statescan.layers.grid._multiscale import MultiScaleSS2D
 from statescan.layers.grid._parts import (
     ConvolutionNorm,
@@ -61,30 +61,24 @@ from statescan.layers.grid._wavelets import (
 )
 
 __all__ = [
+    "DIRECTIONS",
     "HEADS",
     "SS2D",
-    "ChannelDirection",
-    "ChannelScan",
-    "DIRECTIONS",
-    "SS2D",
     "CascadeScan",
+    "ChannelDirection",
     "ChannelGate",
+    "ChannelScan",
     "ClassPlace",
     "ConvolutionDownsample",
     "ConvolutionMLP",
     "ConvolutionNorm",
-    "DeformableAggregation",
-    "DropPath",
-    "GatedMultiHeadScan",
-    "GridBatchNorm",
-    "GridBlock",
-    "GridConvolution",
-    "MultiHeadScan",
     "ConvolutionStem",
+    "DeformableAggregation",
     "DepthwiseMLP",
     "DirectionalSS2D",
     "DropPath",
     "GatedConvolution",
+    "GatedMultiHeadScan",
     "GridAttention",
     "GridBatchNorm",
     "GridBlock",
@@ -97,6 +91,7 @@ __all__ = [
     "InvertedDownsample",
     "InvertedResidual",
     "LocalScan",
+    "MultiHeadScan",
     "MultiReceptiveMixer",
     "MultiScaleSS2D",
     "NormLinear",
@@ -112,12 +107,12 @@ __all__ = [
     "SimplePyramid",
     "SqueezeDownsample",
     "SqueezeExcite",
-    "deformable_aggregation",
     "StateFusion",
     "StructureAwareSSM",
     "WalkMixer",
     "WaveletConvolution",
     "corner_cells",
+    "deformable_aggregation",
     "depthwise",
     "depthwise_norm",
     "drop_path_rates",

@@ -24,6 +24,8 @@ class WeightedAverage(nn.Module):
     ):
         super().__init__()
         self.softmax = softmax
+        self.tokens: Tensor
+        self.channels: Tensor
         sizes = {"tokens": tokens, "channels": channels}
         for name, size in sizes.items():
             first = torch.full((size,), 1 / size) if softmax else torch.zeros(size)

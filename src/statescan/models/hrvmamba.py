@@ -107,7 +107,7 @@ def dynamic_block(config: Any, dim: int, drop_path: float = 0.0) -> GridBlock:
         gate=None,
         route=config.route,
     )
-    mixer.convolution = DeformableAggregation(
+    mixer.convolution = DeformableAggregation(  # type: ignore[assignment]
         mixer.inner_dim,
         math.ceil(dim / 16) if config.dt_rank == "auto" else config.dt_rank,
         # The published rule: a convolution before the offsets where 80 divides the channels.

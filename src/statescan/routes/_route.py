@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from operator import index
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,11 +16,6 @@ from statescan.routes._merges import Merge, merge_rule
 
 #: Gives the cells of a grid of (height, width) in visiting order: one array, or one a walk; -1 where a walk pads.
 Rule = Callable[..., "np.ndarray | Sequence[np.ndarray]"]
-
-
-#: Routes by a number, which is how a compiled graph names them.
-_KEYS: dict[tuple[Any, ...], int] = {}
-_ROUTES: dict[int, Route] = {}
 
 
 @dataclass(frozen=True)
@@ -43,24 +38,15 @@ class Route:
     arguments: tuple[tuple[str, Any], ...] = ()
     tokens: int = 0
     repeats: int = 1
-    key: int = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        identity = (self.name, self.rule, self.arguments, self.tokens, self.repeats)
-        object.__setattr__(self, "key", _KEYS.setdefault(identity, len(_KEYS)))
-        _ROUTES.setdefault(self.key, self)
-
-    def __reduce__(self) -> tuple[Any, ...]:  # keys differ from process to process
-        return Route, (self.name, self.rule, self.arguments, self.tokens, self.repeats)
 
     def table(self, height: int, width: int, device: torch.device | str | None = None) -> Tensor:
         """The walks (walks, length) int64; computed once for each size and device."""
-        return self._tensor("table", height, width, device)
+        return _constant_tensor("table", self, index(height), index(width), torch.device(device or "cpu"))
 
     def inverse(self, height: int, width: int, device: torch.device | str | None = None) -> Tensor:
         """Where each walk visits each cell, then each token: (walks x repeats, height x width + tokens) int64; the
         walk's length where it never does."""
-        return self._tensor("inverse", height, width, device)
+        return _constant_tensor("inverse", self, index(height), index(width), torch.device(device or "cpu"))
 
     def positions(self, height: int, width: int, device: torch.device | str | None = None) -> Tensor:
         """Where the tokens beside the grid stand in each walk: (walks, tokens) int64."""
@@ -68,7 +54,7 @@ class Route:
 
     def directions(self, height: int, width: int, device: torch.device | str | None = None) -> Tensor:
         """How each step of each walk was made (walks, length) int64: 0 start or jump, 1 right, 2 left, 3 up, 4 down."""
-        return self._tensor("directions", height, width, device)
+        return _constant_tensor("directions", self, index(height), index(width), torch.device(device or "cpu"))
 
     @property
     def walks(self) -> int:
@@ -148,14 +134,6 @@ class Route:
             )
         arguments = (("first", self), ("second", other))
         return Route(f"{self.name}+{other.name}", _together, arguments, self.tokens, self.repeats)
-
-    def _tensor(self, kind: str, height: int, width: int, device: torch.device | str | None) -> Tensor:
-        where = torch.device(device or "cpu")
-        # `operator.index` fixes a symbolic size where `torch.compile` passes one; `int` would keep it.
-        # Rules are plain Python and numpy: a node of the compiled graph makes their tables. An exported one keeps them.
-        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-            return torch.ops.statescan.route_table(self.key, kind, index(height), index(width), where)
-        return _kept(self, kind, height, width, where)
 
     def _check_sequences(self, sequences: Tensor, height: int, width: int) -> tuple[int, int, int, int]:
         walks, length = self.walks, self.length(height, width)
@@ -259,7 +237,28 @@ _MAKERS: dict[str, Callable[[Route, int, int], np.ndarray]] = {
 _TENSORS: dict[tuple[object, ...], Tensor] = {}
 
 
-def _kept(route: Route, kind: str, height: int, width: int, device: torch.device) -> Tensor:
+# `operator.index` fixes a symbolic size where `torch.compile` passes one; `int` would keep it.
+def _constant_tensor(
+    kind: Literal["table", "inverse", "directions"], route: Route, height: int, width: int, device: torch.device
+) -> Tensor:
+    # The rules are plain Python and numpy: a compiled graph has a node that knows them, an exported one keeps the tables.
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        return torch.ops.statescan.route_table(_constant_key(route), kind, height, width, device)
+    return _kept(kind, route, height, width, device)
+
+
+@torch.library.custom_op("statescan::route_table", mutates_args=())
+def _route_table(route: int, kind: str, height: int, width: int, device: torch.device) -> Tensor:
+    return _kept(kind, _ROUTES[route], height, width, device).clone()
+
+
+@_route_table.register_fake
+def _(route: int, kind: str, height: int, width: int, device: torch.device) -> Tensor:
+    shape = _MAKERS[kind](_ROUTES[route], height, width).shape
+    return torch.empty(shape, dtype=torch.int64, device=device)
+
+
+def _kept(kind: str, route: Route, height: int, width: int, device: torch.device) -> Tensor:
     key = (kind, route, height, width, device)
     found = _TENSORS.get(key)
     if found is None:
@@ -272,14 +271,14 @@ def _kept(route: Route, kind: str, height: int, width: int, device: torch.device
     return found
 
 
-@torch.library.custom_op("statescan::route_table", mutates_args=())
-def _route_table(key: int, kind: str, height: int, width: int, device: torch.device) -> Tensor:
-    return _kept(_ROUTES[key], kind, height, width, device).clone()
+#: Routes by number, which is how a compiled graph names them.
+_ROUTES: list[Route] = []
 
 
-@_route_table.register_fake
-def _(key: int, kind: str, height: int, width: int, device: torch.device) -> Tensor:
-    return torch.empty(_MAKERS[kind](_ROUTES[key], height, width).shape, dtype=torch.int64, device=device)
+def _constant_key(route: Route) -> int:
+    if route not in _ROUTES:
+        _ROUTES.append(route)
+    return _ROUTES.index(route)
 
 
 def _constant_count(route: Route) -> int:
@@ -298,7 +297,6 @@ def _constant_misses(route: Route, height: int, width: int) -> bool:
     return _facts(route, height, width)[1]
 
 
-for _function in (_constant_count, _constant_length, _constant_pads, _constant_misses):
-    # What `torch.compiler.assume_constant_result` does, without importing the compiler: these numbers are
-    # constants of a compiled graph, which is made again for another size.
+for _function in (_constant_key, _constant_count, _constant_length, _constant_pads, _constant_misses):
+    # What `torch.compiler.assume_constant_result` does, without importing the compiler.
     _function._dynamo_marked_constant = True  # type: ignore[attr-defined, union-attr]

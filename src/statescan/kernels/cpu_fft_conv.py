@@ -62,7 +62,8 @@ def forward(x: Tensor, kernel: Tensor, D: Tensor | None, gate: Tensor | None, fu
     rows, columns, tables = _plan(length)
     workspace = _workspace(rows, columns, 2)
     future = kernel.new_empty(channels, 0) if future is None else future
-    x, kernel, D, gate, future = (t if t is None else t.contiguous() for t in (x, kernel, D, gate, future))
+    x, kernel, future = x.contiguous(), kernel.contiguous(), future.contiguous()
+    D, gate = (t if t is None else t.contiguous() for t in (D, gate))
     tensors = (x, gate, kernel, future, D, y, *tables, workspace)
     cpu.function("fft_conv_forward", "p" * 11 + "l" * 7 + "ii")(
         *map(cpu.pointer, tensors),
@@ -79,12 +80,14 @@ def backward(
     rows, columns, tables = _plan(length)
     workspace = _workspace(rows, columns, 4)
     future = kernel.new_empty(channels, 0) if future is None else future
-    grad, x, kernel, D, gate, future = (t if t is None else t.contiguous() for t in (grad, x, kernel, D, gate, future))
-    grads = [None if t is None else torch.empty_like(t) for t in (x, gate, kernel, future, D)]
+    grad, x, kernel, future = (t.contiguous() for t in (grad, x, kernel, future))
+    D, gate = (t if t is None else t.contiguous() for t in (D, gate))
+    grad_x, grad_kernel, grad_future = (torch.empty_like(t) for t in (x, kernel, future))
+    grad_gate, grad_D = (None if t is None else torch.empty_like(t) for t in (gate, D))
+    grads = (grad_x, grad_gate, grad_kernel, grad_future, grad_D)
     tensors = (grad, x, gate, kernel, future, D, *grads, *tables, workspace)
     cpu.function("fft_conv_backward", "p" * 16 + "l" * 7 + "ii")(
         *map(cpu.pointer, tensors),
         *(batch, length, channels, kernel.shape[1], future.shape[1], rows, columns, cpu.DTYPES[x.dtype], cpu.threads()),
     )
-    grad_x, grad_gate, grad_kernel, grad_future, grad_D = grads
     return grad_x, grad_kernel, grad_D, grad_gate, grad_future

@@ -158,8 +158,6 @@ _SYSTEMS = (
         "synthetics",
         "Recall and copying tasks of Mamba (Gu and Dao, 2023), H3 (Fu et al., 2023), Zoology (Arora et al., 2024), "
         "Repeat After Me (Jelassi et al., 2024) and Landmark Attention (Mohtashami and Jaggi, 2023)",
-        "Recall and copying tasks of Mamba (Gu and Dao, 2023), H3 (Fu et al., 2023), Zoology (Arora et al., 2024), Repeat "
-        "After Me (Jelassi et al., 2024) and Landmark Attention (Mohtashami and Jaggi, 2023)",
         (),
         (
             "selective copying, MQAR, induction head and associative recall as their published generators draw them, "

@@ -178,6 +178,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="train only these models, and write no table")
     options = parser.parse_args()
     task = TASKS[options.task]
+    unknown = sorted(set(options.only or ()) - set(task.models))
+    if unknown:
+        parser.error(f"--only: unknown {', '.join(unknown)}; known: {', '.join(task.models)}")
     seconds = 60 * (options.minutes or task.minutes)
     rows, curves = [], {}
     for name, dim in widths(task).items():

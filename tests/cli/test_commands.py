@@ -56,6 +56,8 @@ def test_systems_models_and_info_as_tables_and_as_data(capsys):
         ["models", "mamba2*"],
         ["info", "transformer_tiny", "--length", "16"],
         ["info", "s4_tiny"],
+        ["info", "vmamba_tiny", "--size", "32"],
+        ["info", "vmamba_tiny", "--json"],
     ):
         status, out, _ = run(capsys, *arguments)
         assert status == 0

@@ -11,17 +11,19 @@ def run(
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")],
     *,
     length: int = 2048,
+    size: int | None = None,
     batch: int = 1,
     json: bool = False,
 ) -> None:
-    """Print what a named model costs at a sequence length, for instance `statescan info mamba_130m --length 2048`.
+    """Print what a named model costs: `statescan info mamba_130m --length 2048`, `statescan info vim_tiny --size 512`.
 
-    Models that are no language models are shown with their parameters and their config.
+    Models of neither text nor images are shown with their parameters and their config.
 
     Args:
         name: one of `statescan models`.
-        length: tokens a sequence.
-        batch: sequences.
+        length: tokens a sequence, for a language model.
+        size: side of the images in pixels, for an image model; that of its config unless given.
+        batch: sequences or images.
         json: print data instead of a table.
     """
     import dataclasses
@@ -31,6 +33,21 @@ def run(
 
     config = models.model_info(name).config
     model = inspect.build_without_memory(name)
+    if inspect.reads_images(model):
+        images = inspect.image_cost(model, size=size, batch=batch)
+        if json:
+            _print.as_json({"name": name, **dataclasses.asdict(images), "config": dataclasses.asdict(config)})
+            return
+        height, width = config.image_shape if size is None else (size, size)
+        rows = [
+            ("parameters", f"{images.parameters:,}"),
+            ("weights, float32", f"{4 * images.parameters:,} bytes"),
+            (f"multiply-adds, {batch} x {height} x {width} pixels", f"{images.multiply_adds:,}"),
+            ("operations of scans", f"{images.scan_operations:,}"),
+            *((key, str(value)) for key, value in dataclasses.asdict(config).items()),
+        ]
+        _print.table(name, ("what", "how much"), rows)
+        return
     if not inspect.reads_tokens(model):
         parameters = inspect.count_parameters(model)
         if json:

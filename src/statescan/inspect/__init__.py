@@ -1,7 +1,7 @@
 """What a model costs and does: parameters, FLOPs, bytes, speed; what memories hold; in which order routes walk."""
 
 from statescan.inspect._hippo import Recollection, draw_memory, recollect
-from statescan.inspect._images import ImageCost, image_cost
+from statescan.inspect._images import ImageCost, image_cost, reads_images
 from statescan.inspect._routes import draw_route, parse_size, route_text
 from statescan.inspect._sizes import ModelCost, build_without_memory, count_parameters, measure_cost, reads_tokens
 from statescan.inspect._speed import ModelSpeed, measure_speed
@@ -19,6 +19,7 @@ __all__ = [
     "measure_cost",
     "measure_speed",
     "parse_size",
+    "reads_images",
     "reads_tokens",
     "recollect",
     "route_text",

@@ -9,6 +9,7 @@ import torch
 
 from statescan.inspect._flops import counter
 from statescan.inspect._sizes import build_without_memory
+from statescan.models._vision import VisionModel
 
 #: Operators whose work publications count by themselves, as operations of a recurrence and not as multiply-adds.
 _SCANS = ("selective_scan", "route_scan", "linear_scan", "ssd")
@@ -27,6 +28,11 @@ class ImageCost:
     parameters: int
     multiply_adds: int
     scan_operations: int
+
+
+def reads_images(model: Any) -> bool:
+    """Whether a model reads images and can be asked for their cost."""
+    return isinstance(model, VisionModel)
 
 
 def image_cost(model: Any, *, size: int | tuple[int, int] | None = None, batch: int = 1, **overrides: Any) -> ImageCost:

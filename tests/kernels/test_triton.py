@@ -15,6 +15,7 @@ from tests.ops import test_causal_conv1d as conv
 from tests.ops import test_gated_rms_norm as norm
 from tests.ops import test_kernels_of_convolutions as convolutions
 from tests.ops import test_linear_scan as linear
+from tests.ops import test_route_scan as route
 from tests.ops import test_selective_scan as scan
 from tests.ops import test_selective_state_step as scan_step
 from tests.ops import test_ssd as ssd
@@ -22,6 +23,7 @@ from tests.ops._cases import FLOAT32, HALF, check_against_reference, random
 
 MODULES = {
     "selective_scan": scan,
+    "route_scan": route,
     "ssd": ssd,
     "causal_conv1d": conv,
     "linear_scan": linear,
@@ -31,6 +33,7 @@ MODULES = {
 #: What half precision stores; parameters and states stay float32.
 NARROW = {
     "selective_scan": ("x", "delta", "z", "B", "C"),
+    "route_scan": ("x", "delta", "B", "C"),
     "ssd": ("x", "z", "B", "C"),
     "causal_conv1d": ("x", "weight", "bias", "initial_state"),
     "gated_rms_norm": ("x", "weight", "gate"),
@@ -39,6 +42,12 @@ NARROW = {
 
 def offsets(*values):
     return torch.tensor(values)
+
+
+#: Two walks of 131 positions past a part of 90 cells: the first comes to the even ones, backwards, and to padding where
+#: a chunk ends; the second ends in padding alone.
+LONG = torch.full((2, 131), -1)
+LONG[0, 20:65], LONG[1, :90] = torch.arange(88, -2, -2), torch.arange(90).roll(7)
 
 
 #: operator, case: options of the `arguments` of the operator's test module.
@@ -72,6 +81,20 @@ CASES = {
     ("selective_scan", "length 1"): dict(length=1),
     ("selective_scan", "length 0"): dict(length=0),
     ("selective_scan", "batch 0"): dict(batch=0),
+    ("route_scan", "every option"): dict(height=3, width=7, channels=5),
+    ("route_scan", "no extras"): dict(height=3, width=4, channels=2, batch=1, extras=False),
+    ("route_scan", "steps as they are"): dict(
+        height=3, width=4, channels=2, batch=1, extras=False, delta_softplus=False
+    ),
+    ("route_scan", "one walk, one state"): dict(height=2, width=5, order="raster", states=1, channels=9),
+    ("route_scan", "chunks"): dict(height=10, width=7, channels=3, states=2, order="bidirectional"),
+    ("route_scan", "padding"): dict(height=3, width=4, order=route.PADDED),
+    ("route_scan", "chunks, padding"): dict(height=9, width=10, channels=2, states=2, order=LONG),
+    ("route_scan", "one cell"): dict(height=1, width=1, channels=3),
+    ("route_scan", "one channel"): dict(height=3, width=2, channels=1),
+    ("route_scan", "length 0"): dict(height=2, width=2, order=torch.zeros(2, 0, dtype=torch.int64)),
+    ("route_scan", "no cells"): route.CASES["no cells"],
+    ("route_scan", "batch 0"): dict(batch=0),
     ("ssd", "every option"): dict(length=37, chunk_size=16),
     ("ssd", "one group"): dict(batch=1, groups=1, chunk_size=16, D="channel", state_dim=33),
     ("ssd", "wide heads"): dict(batch=1, length=20, heads=1, groups=1, head_dim=70, chunk_size=32),
@@ -121,6 +144,9 @@ LARGE = {
         batch=1, length=1000, channels=70, offsets=offsets(0, 1, 64, 64, 500, 501, 1000)
     ),
     ("selective_scan", "large, complex"): dict(batch=2, length=500, channels=100, states=16, complex_valued=True),
+    ("route_scan", "large, four walks"): dict(height=37, width=41, channels=200, states=16),
+    ("route_scan", "large, one state"): dict(batch=40, height=14, width=14, channels=96, states=1),
+    ("route_scan", "large, padding"): dict(batch=3, height=9, width=10, channels=130, states=4, order=LONG),
     ("ssd", "large, mamba-2"): dict(batch=2, length=300, heads=8, head_dim=64, groups=1, state_dim=128, chunk_size=256),
     ("ssd", "large, wide heads"): dict(batch=1, length=200, heads=4, head_dim=128, groups=2, state_dim=64, D="channel"),
     ("ssd", "large, packed"): dict(
@@ -257,6 +283,7 @@ def test_cases_of_the_operators_own_tests(operator, case, device):
     ("operator", "case"),
     [
         ("selective_scan", "groups"),
+        ("route_scan", "every option"),
         ("ssd", "one group"),
         ("causal_conv1d", "silu"),
         ("gated_rms_norm", "gate first"),
@@ -272,6 +299,14 @@ def test_walking_whole_sequences_gives_what_chunks_side_by_side_give(case, devic
 
     monkeypatch.setattr(kernels, "SERIAL_FROM", 0)
     check("selective_scan", device, made("selective_scan", case))
+
+
+@pytest.mark.parametrize("case", ["chunks", "chunks, padding"])
+def test_walking_whole_walks_gives_what_chunks_side_by_side_give(case, device, monkeypatch):
+    from statescan.kernels.triton import selective_scan as kernels
+
+    monkeypatch.setattr(kernels, "SERIAL_FROM", 0)
+    check("route_scan", device, made("route_scan", case))
 
 
 @pytest.mark.parametrize("case", ["chunks", "chunks, resets, reverse", "packed", "complex"])
@@ -307,6 +342,15 @@ def test_strided_input(operator, device):
     check(operator, device, given)
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_routes_with_steps_walk_after_walk(batch, device):
+    given = route.arguments(batch=batch, height=3, width=3)
+    given["delta"] = given["delta"].permute(2, 0, 1, 3).contiguous().permute(1, 2, 0, 3)
+    given["x"], given["B"] = (torch.cat([v, v], dim=-1)[..., v.shape[-1] :] for v in (given["x"], given["B"]))
+    given["C"] = given["C"].transpose(0, 1).contiguous().transpose(0, 1)
+    check("route_scan", device, given)
+
+
 def test_gradients_repeat_to_the_bit(device):
     given = made("selective_scan", "chunks")
     given = {n: v.float().to(device) if isinstance(v, torch.Tensor) else v for n, v in given.items()}
@@ -340,9 +384,10 @@ def test_decays_below_float32_cut_the_state(device):
     check("ssd", device, given, tolerance=10 * FLOAT32)
 
 
-@pytest.mark.parametrize("operator", ["selective_scan", "ssd", "causal_conv1d", "linear_scan"])
+@pytest.mark.parametrize("operator", ["selective_scan", "ssd", "causal_conv1d", "linear_scan", "route_scan"])
 def test_registration(operator, device):
-    given = MODULES[operator].arguments(batch=1, length=5)
+    size = dict(height=2, width=3) if operator == "route_scan" else dict(length=5)
+    given = MODULES[operator].arguments(batch=1, **size)
     given = {n: v.float().to(device) if isinstance(v, torch.Tensor) else v for n, v in given.items()}
     bound = getattr(ops, f"_{operator}")._bind(**given)
     bound = [v.requires_grad_(v.is_floating_point()) if isinstance(v, torch.Tensor) else v for v in bound]

@@ -13,8 +13,16 @@ from torch import Tensor
 
 from statescan.kernels import cpu_route_scan
 from statescan.ops import _checks as checks
-from statescan.ops._dispatch import LIBRARY, Implementation, Operator, cpu_accepts, register
-from statescan.ops._selective_scan import selective_scan
+from statescan.ops._dispatch import (
+    LIBRARY,
+    Implementation,
+    Operator,
+    cpu_accepts,
+    register,
+    triton_accepts,
+    triton_implementation,
+)
+from statescan.ops._selective_scan import selective_scan_reference
 
 
 def route_scan(
@@ -83,7 +91,7 @@ def route_scan_reference(
         padded = torch.cat([rows, rows.new_zeros(batch, 1, *rows.shape[2:])], 1)
         return padded[:, index, which]  # (batch, length, walks, …)
 
-    y = selective_scan(
+    y = selective_scan_reference(
         walk(x[:, :, None].expand(-1, -1, walks, -1)).flatten(2),
         walk(delta).flatten(2),
         A,
@@ -192,7 +200,7 @@ def _run_backward(grad_y: Tensor, states: Tensor, *args: Any) -> tuple[Tensor, .
 
 def _fake(*args: Any) -> tuple[Tensor, Tensor]:
     x, A, order, save_states = args[0], args[2], args[7], args[9]
-    saves = save_states and OPERATOR.choose(*args).name == "cpu"
+    saves = save_states and OPERATOR.choose(*args).name != "reference"
     checkpoints, states, channels = cpu_route_scan.states_shape(x, A, order)
     y = x.new_empty(x.shape[0], x.shape[1], order.shape[0], x.shape[2])
     return y, A.new_empty(checkpoints if saves else 0, states, channels)
@@ -262,7 +270,13 @@ def _cpu_accepts(*args: Any) -> str | None:
     return cpu_accepts(*args[:_INPUTS])
 
 
+def _triton_accepts(*args: Any) -> str | None:
+    x, A = args[0], args[2]
+    return triton_accepts(x) if A.numel() else "A is empty"
+
+
 OPERATOR.implementations += [
+    triton_implementation("route_scan", _triton_accepts),
     Implementation("cpu", _cpu_accepts, _cpu_forward, _cpu_backward),
     Implementation("reference", lambda *args: None, _reference_forward, _reference_backward),
 ]

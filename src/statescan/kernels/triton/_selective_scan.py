@@ -2,6 +2,9 @@
 
 A program owns a block of channels over a chunk of positions (or a whole sequence). It takes the tiles of its positions
 one after another, and in a tile the states one after another: each is scanned over the tile's positions in registers.
+
+Where there is an `order`, sequences are walks over a grid: groups of channels are walks, and a position lies where the
+order of its walk says. A walk's steps lie `stride_walk` after those of the walk before.
 """
 
 import triton
@@ -19,6 +22,7 @@ from statescan.kernels.triton._selective_scan_complex import (
 )
 from statescan.kernels.triton._tiles import (
     add_weights,
+    find_rows,
     last_row,
     load_cuts,
     load_steps,
@@ -32,8 +36,8 @@ from statescan.kernels.triton._tiles import (
 
 LN2 = tl.constexpr(0.6931471805599453)
 
-#: Not specialised: the first two change from call to call, and `unit` must stay unknown (see `channel_block`).
-RUNTIME = ("length", "sequences", "unit")
+#: Not specialised: the first three change from call to call, and `unit` must stay unknown (see `channel_block`).
+RUNTIME = ("length", "cells", "sequences", "unit")
 
 
 @triton.jit
@@ -45,10 +49,18 @@ def decay(step, A, cut, CUT: tl.constexpr):
     return a
 
 
+@triton.jit
+def of_walk(x, delta, walk, channels, stride_walk):
+    """x and delta for channels that count through all walks, though all read the same x."""
+    first = walk.to(tl.int64) * channels
+    return x - first, delta + walk.to(tl.int64) * stride_walk - first
+
+
 @triton.jit(do_not_specialize=RUNTIME)
 def chunk_ends(
-    x, delta, A, B, delta_bias, resets, offsets, ends, totals, cuts,
-    stride_x, stride_delta, length, sequences, unit, channels, group_channels, group_blocks, blocks_B, states,
+    x, delta, A, B, delta_bias, resets, offsets, order, ends, totals, cuts,
+    stride_x, stride_delta, stride_walk, length, cells, sequences, unit, channels, group_channels, group_blocks,
+    blocks_B, states,
     COMPLEX: tl.constexpr, SOFTPLUS: tl.constexpr, CONSTANT_B: tl.constexpr, PACKED: tl.constexpr,
     CHUNK: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -56,8 +68,11 @@ def chunk_ends(
     PLANES: tl.constexpr = 2 if COMPLEX else 1
     planes = states * PLANES
     slot, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    _sequence, _position, row, count = locate(tl.program_id(0), offsets, length, sequences, PACKED, CHUNK)
+    sequence, position, row, count = locate(tl.program_id(0), offsets, length, sequences, PACKED, CHUNK)
     d, d_mask = channel_block(block, group_channels, unit, group_blocks, BLOCK)
+    group = block // group_blocks
+    if order is not None:
+        x, delta = of_walk(x, delta, group, group_channels, stride_walk)
     base_B = (slot * (tl.num_programs(1) // blocks_B) + block // blocks_B) * planes
     t = tl.arange(0, TILE)
     first, last = (t == 0)[:, None], (t == TILE - 1)[:, None]
@@ -67,8 +82,11 @@ def chunk_ends(
     total = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, tl.maximum(count, 1), TILE):
         mask = (t < count - start)[:, None] & d_mask[None, :]
-        _, step = load_steps(delta, delta_bias, row + start, stride_delta, t, d, mask, d_mask, SOFTPLUS)
-        du = step * load_tile(x, row + start, stride_x, t, d, mask)
+        base, r, there = find_rows(
+            order, sequence, group, position + start, row + start, length, cells, t, count - start, mask
+        )
+        _, step = load_steps(delta, delta_bias, base, stride_delta, r, d, there, mask, d_mask, SOFTPLUS)
+        du = step * load_tile(x, base, stride_x, r, d, there)
         total += tl.sum(step, 0)
         if CUT:
             cut = load_cuts(resets, row + start, t, count - start)
@@ -147,9 +165,9 @@ def pass_states(
 
 @triton.jit(do_not_specialize=RUNTIME)
 def outputs(
-    x, delta, A, B, C, D, z, delta_bias, resets, offsets, starts, carry, y,
-    stride_x, stride_delta, stride_z, length, sequences, unit, channels, group_channels, group_blocks,
-    blocks_B, blocks_C, states,
+    x, delta, A, B, C, D, z, delta_bias, resets, offsets, order, starts, carry, y,
+    stride_x, stride_delta, stride_walk, stride_z, length, cells, sequences, unit, channels, group_channels,
+    group_blocks, blocks_B, blocks_C, states,
     COMPLEX: tl.constexpr, SOFTPLUS: tl.constexpr, CONSTANT_B: tl.constexpr, CONSTANT_C: tl.constexpr, PACKED: tl.constexpr,
     SERIAL: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -162,11 +180,15 @@ def outputs(
     planes = states * PLANES
     block = tl.program_id(1)
     if SERIAL:
+        sequence, position = tl.program_id(0), 0
         slot_0, row, count = first_slot(tl.program_id(0), offsets, length, PACKED, CHUNK)
     else:
         slot_0 = tl.program_id(0)
-        _sequence, _position, row, count = locate(tl.program_id(0), offsets, length, sequences, PACKED, CHUNK)
+        sequence, position, row, count = locate(tl.program_id(0), offsets, length, sequences, PACKED, CHUNK)
     d, d_mask = channel_block(block, group_channels, unit, group_blocks, BLOCK)
+    group = block // group_blocks
+    if order is not None:
+        x, delta = of_walk(x, delta, group, group_channels, stride_walk)
     carry += tl.program_id(0).to(tl.int64) * planes * channels
     t = tl.arange(0, TILE)
     first, last = (t == 0)[:, None], (t == TILE - 1)[:, None]
@@ -178,8 +200,11 @@ def outputs(
         base_C = (slot * (tl.num_programs(1) // blocks_C) + block // blocks_C) * planes
         within = start % CHUNK
         mask = (t < count - start)[:, None] & d_mask[None, :]
-        _, step = load_steps(delta, delta_bias, row + start, stride_delta, t, d, mask, d_mask, SOFTPLUS)
-        u = load_tile(x, row + start, stride_x, t, d, mask)
+        base, r, there = find_rows(
+            order, sequence, group, position + start, row + start, length, cells, t, count - start, mask
+        )
+        _, step = load_steps(delta, delta_bias, base, stride_delta, r, d, there, mask, d_mask, SOFTPLUS)
+        u = load_tile(x, base, stride_x, r, d, there)
         total = tl.zeros((TILE, BLOCK), tl.float32)
         if D is not None:
             total = u * load_vector(D, d, d_mask)
@@ -224,18 +249,18 @@ def outputs(
                 total += h * C_n
                 tl.store(place, last_row(h, last), mask=d_mask)
         if z is not None:
-            gate = load_tile(z, row + start, stride_z, t, d, mask)
+            gate = load_tile(z, base, stride_z, r, d, there)
             total *= gate * sigmoid(gate)
-        store_tile(y, row + start, channels, t, d, total, mask)
+        store_tile(y, base, channels, r, d, total, there)
         tl.debug_barrier()  # the next tile reads what this one stored
 
 
 @triton.jit(do_not_specialize=RUNTIME)
 def chunk_gradients(
-    x, delta, A, B, C, D, z, delta_bias, resets, offsets, grad_y, starts, tile_starts, back, totals, cuts,
+    x, delta, A, B, C, D, z, delta_bias, resets, offsets, order, grad_y, starts, tile_starts, back, totals, cuts,
     grad_z, grad_C,
-    stride_x, stride_delta, stride_z, stride_y, length, sequences, unit, channels, group_channels, group_blocks,
-    blocks_B, blocks_C, states,
+    stride_x, stride_delta, stride_walk, stride_z, stride_y, length, cells, sequences, unit, channels, group_channels,
+    group_blocks, blocks_B, blocks_C, states,
     COMPLEX: tl.constexpr, SOFTPLUS: tl.constexpr, CONSTANT_B: tl.constexpr, CONSTANT_C: tl.constexpr, PACKED: tl.constexpr,
     CHUNK: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -244,8 +269,11 @@ def chunk_gradients(
     PLANES: tl.constexpr = 2 if COMPLEX else 1
     planes = states * PLANES
     slot, block, slots = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(0)
-    _sequence, _position, row, count = locate(tl.program_id(0), offsets, length, sequences, PACKED, CHUNK)
+    sequence, position, row, count = locate(tl.program_id(0), offsets, length, sequences, PACKED, CHUNK)
     d, d_mask = channel_block(block, group_channels, unit, group_blocks, BLOCK)
+    group = block // group_blocks
+    if order is not None:
+        x, delta = of_walk(x, delta, group, group_channels, stride_walk)
     groups_C = tl.num_programs(1) // blocks_C
     base_B = (slot * (tl.num_programs(1) // blocks_B) + block // blocks_B) * planes
     base_C = (slot * groups_C + block // blocks_C) * planes
@@ -262,12 +290,15 @@ def chunk_gradients(
     total = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, tl.maximum(count, 1), TILE):
         mask = (t < count - start)[:, None] & d_mask[None, :]
-        _, step = load_steps(delta, delta_bias, row + start, stride_delta, t, d, mask, d_mask, SOFTPLUS)
-        u = load_tile(x, row + start, stride_x, t, d, mask)
-        g = load_tile(grad_y, row + start, stride_y, t, d, mask)
+        base, r, there = find_rows(
+            order, sequence, group, position + start, row + start, length, cells, t, count - start, mask
+        )
+        _, step = load_steps(delta, delta_bias, base, stride_delta, r, d, there, mask, d_mask, SOFTPLUS)
+        u = load_tile(x, base, stride_x, r, d, there)
+        g = load_tile(grad_y, base, stride_y, r, d, there)
         y = tl.zeros((TILE, BLOCK), tl.float32)
         if z is not None:
-            gate = load_tile(z, row + start, stride_z, t, d, mask)
+            gate = load_tile(z, base, stride_z, r, d, there)
             g *= gate * sigmoid(gate)
             if D is not None:
                 y = u * load_vector(D, d, d_mask)
@@ -330,11 +361,11 @@ def chunk_gradients(
         if CUT:
             any_cut = tl.maximum(any_cut, tl.max(tl.max(cut.to(tl.int32), 1), 0))
         if z is not None:
-            gate = load_tile(z, row + start, stride_z, t, d, mask)
+            gate = load_tile(z, base, stride_z, r, d, there)
             slope = sigmoid(gate)
             slope *= 1.0 + gate * (1.0 - slope)
-            y *= slope * load_tile(grad_y, row + start, stride_y, t, d, mask)
-            store_tile(grad_z, row + start, channels, t, d, y, mask)
+            y *= slope * load_tile(grad_y, base, stride_y, r, d, there)
+            store_tile(grad_z, base, channels, r, d, y, there)
         tl.debug_barrier()  # the next tile reads what this one stored
     tl.store(totals + slot * channels + d, total, mask=d_mask)
     if CUT:
@@ -343,10 +374,10 @@ def chunk_gradients(
 
 @triton.jit(do_not_specialize=RUNTIME)
 def input_gradients(
-    x, delta, A, B, C, D, z, delta_bias, resets, offsets, grad_y, starts, tile_starts, back,
+    x, delta, A, B, C, D, z, delta_bias, resets, offsets, order, grad_y, starts, tile_starts, back,
     grad_x, grad_delta, grad_A, grad_B, grad_D, grad_bias,
-    stride_x, stride_delta, stride_z, stride_y, length, sequences, unit, channels, group_channels, group_blocks,
-    blocks_B, blocks_C, states,
+    stride_x, stride_delta, stride_walk, stride_z, stride_y, length, cells, sequences, unit, channels, group_channels,
+    group_blocks, blocks_B, blocks_C, states,
     COMPLEX: tl.constexpr, SOFTPLUS: tl.constexpr, CONSTANT_B: tl.constexpr, CONSTANT_C: tl.constexpr, PACKED: tl.constexpr,
     CHUNK: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, BITS: tl.constexpr,
 ):  # fmt: skip
@@ -354,8 +385,11 @@ def input_gradients(
     PLANES: tl.constexpr = 2 if COMPLEX else 1
     planes = states * PLANES
     slot, block, slots = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(0)
-    _sequence, _position, row, count = locate(tl.program_id(0), offsets, length, sequences, PACKED, CHUNK)
+    sequence, position, row, count = locate(tl.program_id(0), offsets, length, sequences, PACKED, CHUNK)
     d, d_mask = channel_block(block, group_channels, unit, group_blocks, BLOCK)
+    group = block // group_blocks
+    if order is not None:
+        x, delta = of_walk(x, delta, group, group_channels, stride_walk)
     groups_B = tl.num_programs(1) // blocks_B
     base_B = (slot * groups_B + block // blocks_B) * planes
     base_C = (slot * (tl.num_programs(1) // blocks_C) + block // blocks_C) * planes
@@ -374,11 +408,14 @@ def input_gradients(
     for i in range(tiles):
         start = (tiles - 1 - i) * TILE
         mask = (t < count - start)[:, None] & d_mask[None, :]
-        _, step = load_steps(delta, delta_bias, row + start, stride_delta, t, d, mask, d_mask, SOFTPLUS)
-        du = step * load_tile(x, row + start, stride_x, t, d, mask)
-        g = load_tile(grad_y, row + start, stride_y, t, d, mask)
+        base, r, there = find_rows(
+            order, sequence, group, position + start, row + start, length, cells, t, count - start, mask
+        )
+        _, step = load_steps(delta, delta_bias, base, stride_delta, r, d, there, mask, d_mask, SOFTPLUS)
+        du = step * load_tile(x, base, stride_x, r, d, there)
+        g = load_tile(grad_y, base, stride_y, r, d, there)
         if z is not None:
-            gate = load_tile(z, row + start, stride_z, t, d, mask)
+            gate = load_tile(z, base, stride_z, r, d, there)
             g *= gate * sigmoid(gate)
         through_A = tl.zeros((TILE, BLOCK), tl.float32)
         through_B = tl.zeros((TILE, BLOCK), tl.float32)
@@ -437,19 +474,19 @@ def input_gradients(
                 place = grad_A + (slot * states + n) * channels + d
                 before = tl.load(place, mask=only_if(i > 0, d_mask), other=0.0)
                 tl.store(place, before + tl.sum(grad_h * step, 0), mask=d_mask)
-        raw, _ = load_steps(delta, delta_bias, row + start, stride_delta, t, d, mask, d_mask, False)
-        u = load_tile(x, row + start, stride_x, t, d, mask)  # again, to leave the registers to the loop above
+        raw, _ = load_steps(delta, delta_bias, base, stride_delta, r, d, there, mask, d_mask, False)
+        u = load_tile(x, base, stride_x, r, d, there)  # again, to leave the registers to the loop above
         slope = through_A + u * through_B
         if SOFTPLUS:
             slope *= sigmoid(raw)
         slope = tl.where(mask, slope, 0.0)
         sum_bias += tl.sum(slope, 0)
-        store_tile(grad_delta, row + start, channels, t, d, slope, mask)
+        store_tile(grad_delta, base, channels, r, d, slope, there)
         through_B *= step
         if D is not None:
             through_B += g * load_vector(D, d, d_mask)
             sum_D += tl.sum(g * u, 0)
-        store_tile(grad_x, row + start, channels, t, d, through_B, mask)
+        store_tile(grad_x, base, channels, r, d, through_B, there)
         tl.debug_barrier()  # the next tile reads what this one stored
     if D is not None:
         tl.store(grad_D + slot * channels + d, sum_D, mask=d_mask)

@@ -31,9 +31,26 @@ def last_row(tile, last):
 
 
 @triton.jit
-def load_steps(delta, delta_bias, row, stride, t, d, mask, d_mask, SOFTPLUS: tl.constexpr):
-    """Steps before and after the softplus; those after are 0 outside the mask, so that nothing changes there."""
-    raw = load_tile(delta, row, stride, t, d, mask)
+def find_rows(order, sequence, walk, position, row, length, cells, t, count, mask):
+    """Where a tile's positions lie: a row, how far from it each lies, and which of the mask are there at all.
+
+    Along a walk, a position lies where `order`, (walks, length), says; -1 there is padding, which lies nowhere.
+    """
+    if order is None:
+        return row, t, mask
+    else:
+        cell = tl.load(order + walk * length + position + t, mask=t < count, other=-1)
+        there = (cell >= 0) & (cell < cells)
+        return sequence.to(tl.int64) * cells, cell, mask & there[:, None]
+
+
+@triton.jit
+def load_steps(delta, delta_bias, row, stride, t, d, there, mask, d_mask, SOFTPLUS: tl.constexpr):
+    """Steps before and after the softplus; those after are 0 outside the mask, so that nothing changes there.
+
+    What is in the mask but not there has the bias for its step.
+    """
+    raw = load_tile(delta, row, stride, t, d, there)
     if delta_bias is not None:
         raw += load_vector(delta_bias, d, d_mask)
     step = raw
@@ -122,7 +139,7 @@ def add_weights(
 
 @triton.jit
 def pack(
-    weights, packed, offsets, stride_row, stride_group, length, sequences, states,
+    weights, packed, offsets, order, stride_row, stride_group, length, cells, sequences, states,
     PACKED: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """(rows, groups, states) to (slots, groups, states, CHUNK) in float32, zero where a chunk is short.
@@ -130,23 +147,25 @@ def pack(
     The scan reads B and C a state at a time: here its positions lie side by side, aligned, with no mask.
     """
     slot, group = tl.program_id(0), tl.program_id(1)
-    _sequence, _position, row, count = locate(slot, offsets, length, sequences, PACKED, CHUNK)
+    sequence, position, row, count = locate(slot, offsets, length, sequences, PACKED, CHUNK)
     n = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     t = tl.arange(0, CHUNK)
-    source = weights + row * stride_row + group * stride_group + (t[:, None] * stride_row + n[None, :])
-    tile = tl.load(source, mask=(t < count)[:, None] & (n < states)[None, :], other=0.0).to(tl.float32)
+    mask = (t < count)[:, None] & (n < states)[None, :]
+    row, r, there = find_rows(order, sequence, group, position, row, length, cells, t, count, mask)
+    source = weights + row * stride_row + group * stride_group + (r[:, None] * stride_row + n[None, :])
+    tile = tl.load(source, mask=there, other=0.0).to(tl.float32)
     base = (slot.to(tl.int64) * tl.num_programs(1) + group) * states * CHUNK
     tl.store(packed + base + (n[None, :] * CHUNK + t[:, None]), tile, mask=(n < states)[None, :])
 
 
 @triton.jit
 def unpack(
-    partial, weights, offsets, length, sequences, states, blocks, stride_block,
+    partial, weights, offsets, order, length, cells, sequences, states, blocks, stride_block,
     PACKED: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Sum (blocks, slots, groups, states, CHUNK) over its blocks, in order, into (rows, groups, states)."""
     slot, group, groups = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
-    _sequence, _position, row, count = locate(slot, offsets, length, sequences, PACKED, CHUNK)
+    sequence, position, row, count = locate(slot, offsets, length, sequences, PACKED, CHUNK)
     n = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     t = tl.arange(0, CHUNK)
     base = (slot.to(tl.int64) * groups + group) * states * CHUNK
@@ -156,5 +175,6 @@ def unpack(
     for _ in range(blocks):
         total += tl.load(place, mask=mask, other=0.0)
         place += stride_block
-    target = weights + (row * groups + group) * states + (t[:, None] * (groups * states) + n[None, :])
-    tl.store(target, total.to(weights.dtype.element_ty), mask=mask)
+    row, r, there = find_rows(order, sequence, group, position, row, length, cells, t, count, mask)
+    target = weights + (row * groups + group) * states + (r[:, None] * (groups * states) + n[None, :])
+    tl.store(target, total.to(weights.dtype.element_ty), mask=there)

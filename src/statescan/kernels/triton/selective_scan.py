@@ -43,11 +43,18 @@ BLOCK = 8 if INTERPRETED else 64
 SERIAL_FROM = 8
 
 
-class _Problem:
-    """The arguments of both directions, as the kernels take them."""
+class Problem:
+    """The arguments of both directions, as the kernels take them.
 
-    def __init__(self, x, delta, A, B, C, D, z, delta_bias, resets, offsets, delta_softplus):
-        self.chunks = Chunks(x.shape[0], x.shape[1], offsets)
+    With an order, the walks over a grid: x (batch, cells, channels of a walk); delta that of the first walk, the others
+    each `stride_walk` further; B and C (batch, cells, walks, states); all else as of walks x channels channels.
+    """
+
+    def __init__(self, x, delta, A, B, C, D, z, delta_bias, resets, offsets, delta_softplus, order=None, stride_walk=0):
+        self.cells = x.shape[1]
+        self.chunks = Chunks(x.shape[0], x.shape[1] if order is None else order.shape[1], offsets)
+        self.order = None if order is None else order.contiguous()
+        self.stride_walk = stride_walk
         self.channels = A.shape[0]
         self.is_complex = A.is_complex()
         self.states = A.shape[1]
@@ -92,8 +99,8 @@ class _Problem:
         *grid, block = self.grid_of_weights(source.shape[1])
         out = torch.empty(chunks.slots, source.shape[1], self.planes, CHUNK, dtype=torch.float32, device=weights.device)
         pack[tuple(grid)](
-            source, out, self.offsets, source.stride(0), source.stride(1), chunks.length, chunks.sequences,
-            self.planes, PACKED=chunks.packed, CHUNK=CHUNK, BLOCK=block, num_warps=4, **FUSED,
+            source, out, self.offsets, self.order, source.stride(0), source.stride(1), chunks.length, self.cells,
+            chunks.sequences, self.planes, PACKED=chunks.packed, CHUNK=CHUNK, BLOCK=block, num_warps=4, **FUSED,
         )  # fmt: skip
         return out
 
@@ -109,9 +116,9 @@ class _Problem:
             return self.from_planes(parts.sum(0), weights.dtype)
         chunks, groups = self.chunks, weights.shape[2]
         *grid, block = self.grid_of_weights(groups)
-        out = torch.empty_like(weights, memory_format=torch.contiguous_format)
+        out = self.new_like(weights)
         unpack[tuple(grid)](
-            parts, floats(out), self.offsets, chunks.length,
+            parts, floats(out), self.offsets, self.order, chunks.length, self.cells,
             chunks.sequences, self.planes, parts.shape[0], parts.stride(0),
             PACKED=chunks.packed, CHUNK=CHUNK, BLOCK=block, num_warps=4, **FUSED,
         )  # fmt: skip
@@ -119,6 +126,11 @@ class _Problem:
 
     def new(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.x.device)
+
+    def new_like(self, tensor: Tensor) -> Tensor:
+        """Room for what has a row a position: zeros where an order may leave rows out."""
+        new = torch.empty_like if self.order is None else torch.zeros_like
+        return new(tensor, memory_format=torch.contiguous_format)
 
     def boundary(self, state: Tensor | None) -> Tensor:
         """A state of every sequence, (sequences, planes, channels), or zeros."""
@@ -140,6 +152,79 @@ class _Problem:
 
     def new_cuts(self) -> Tensor | None:
         return None if self.resets is None else self.new(self.chunks.slots, dtype=torch.int32)
+
+
+def scan(p: Problem, boundary: Tensor, y: Tensor, starts: Tensor | None) -> None:
+    """Write y, the last state into `boundary`, which holds the first, and into `starts` the state before every chunk."""
+    chunks = p.chunks
+    serial = chunks.each <= 1 or chunks.sequences * p.blocks >= SERIAL_FROM * processors(y.device)
+    if not serial:
+        starts = p.per_chunk() if starts is None else starts
+        totals, cuts = p.new(chunks.slots, p.channels), p.new_cuts()
+        kernels.chunk_ends[(chunks.slots, p.blocks)](
+            p.x, p.delta, p.A, p.B, p.delta_bias, p.resets, p.offsets, p.order, starts, totals, cuts,
+            stride(p.x), stride(p.delta), p.stride_walk, chunks.length, p.cells, chunks.sequences, 1,
+            p.channels, p.group_channels, p.group_blocks, p.blocks_B, p.states,
+            COMPLEX=p.is_complex, SOFTPLUS=p.softplus, CONSTANT_B=p.constant_B, PACKED=chunks.packed,
+            CHUNK=CHUNK, TILE=TILE, BLOCK=BLOCK, num_warps=1, **FUSED,
+        )  # fmt: skip
+        p.pass_states(starts, totals, cuts, boundary, back=False)
+    kernels.outputs[(chunks.sequences if serial else chunks.slots, p.blocks)](
+        p.x, p.delta, p.A, p.B, p.C, p.D, p.z, p.delta_bias, p.resets, p.offsets, p.order, starts,
+        boundary if serial else p.per_chunk(), y,
+        stride(p.x), stride(p.delta), p.stride_walk, stride(p.z), chunks.length, p.cells, chunks.sequences, 1,
+        p.channels, p.group_channels, p.group_blocks, p.blocks_B, p.blocks_C, p.states,
+        COMPLEX=p.is_complex, SOFTPLUS=p.softplus, CONSTANT_B=p.constant_B, CONSTANT_C=p.constant_C,
+        PACKED=chunks.packed, SERIAL=serial, CHUNK=CHUNK, TILE=TILE, BLOCK=BLOCK, num_warps=1, **FUSED,
+    )  # fmt: skip
+
+
+def gradients(
+    p: Problem,
+    grad_rows: Tensor,
+    starts: Tensor,
+    boundary: Tensor,
+    weights: tuple[Tensor, Tensor],
+    grad_x: Tensor,
+    grad_delta: Tensor,
+    grad_z: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Write the gradients of x, delta and z, and in `boundary` that of the first state, where that of the last one is.
+
+    Returns those of A (in planes), of the `weights` B and C, of D and of the bias.
+    """
+    chunks, channels = p.chunks, p.channels
+    tile_starts = p.new(chunks.slots, CHUNK // TILE, p.planes, channels)
+    back, totals, cuts = p.per_chunk(), p.new(chunks.slots, channels), p.new_cuts()
+    parts_B, parts_C = p.new_weights(weights[0], p.blocks_B), p.new_weights(weights[1], p.blocks_C)
+    parts_A = p.per_chunk()
+    parts_D = None if p.D is None else p.new(chunks.slots, channels)
+    parts_bias = None if p.delta_bias is None else p.new(chunks.slots, channels)
+    sizes = (
+        stride(p.x), stride(p.delta), p.stride_walk, stride(p.z), stride(grad_rows), chunks.length, p.cells,
+        chunks.sequences, 1, channels, p.group_channels, p.group_blocks, p.blocks_B, p.blocks_C, p.states,
+    )  # fmt: skip
+    options = {
+        "COMPLEX": p.is_complex, "SOFTPLUS": p.softplus, "CONSTANT_B": p.constant_B,
+        "CONSTANT_C": p.constant_C, "PACKED": chunks.packed,
+        "CHUNK": CHUNK, "TILE": TILE, "BLOCK": BLOCK, "num_warps": 1, **FUSED,
+    }  # fmt: skip
+    arguments = (p.x, p.delta, p.A, p.B, p.C, p.D, p.z, p.delta_bias, p.resets, p.offsets, p.order, grad_rows, starts)
+    kernels.chunk_gradients[(chunks.slots, p.blocks)](
+        *arguments, tile_starts, back, totals, cuts, grad_z, parts_C, *sizes, **options
+    )
+    p.pass_states(back, totals, cuts, boundary, back=True)
+    kernels.input_gradients[(chunks.slots, p.blocks)](
+        *arguments, tile_starts, back, grad_x, grad_delta, parts_A, parts_B, parts_D, parts_bias, *sizes,
+        BITS=TILE.bit_length() - 1, **options,
+    )  # fmt: skip
+    return (
+        parts_A.sum(0),
+        p.sum_weights(parts_B, weights[0]),
+        p.sum_weights(parts_C, weights[1]),
+        None if parts_D is None else parts_D.sum(0),
+        None if parts_bias is None else parts_bias.sum(0),
+    )
 
 
 def forward(
@@ -171,30 +256,9 @@ def forward(
                 else initial_state.clone(memory_format=torch.contiguous_format)
             )
             return y, last, states
-        p = _Problem(x, delta, A, B, C, D, z, delta_bias, resets, offsets, delta_softplus)
+        p = Problem(x, delta, A, B, C, D, z, delta_bias, resets, offsets, delta_softplus)
         boundary = p.boundary(initial_state)
-        serial = chunks.each <= 1 or chunks.sequences * p.blocks >= SERIAL_FROM * processors(x.device)
-        starts = None if serial or save_states else p.per_chunk()
-        if save_states:
-            starts = floats(states)
-        if starts is not None and not serial:
-            totals, cuts = p.new(chunks.slots, p.channels), p.new_cuts()
-            kernels.chunk_ends[(chunks.slots, p.blocks)](
-                p.x, p.delta, p.A, p.B, p.delta_bias, p.resets, p.offsets, starts, totals, cuts,
-                stride(p.x), stride(p.delta), chunks.length, chunks.sequences, 1,
-                p.channels, p.group_channels, p.group_blocks, p.blocks_B, p.states,
-                COMPLEX=p.is_complex, SOFTPLUS=p.softplus, CONSTANT_B=p.constant_B, PACKED=chunks.packed,
-                CHUNK=CHUNK, TILE=TILE, BLOCK=BLOCK, num_warps=1, **FUSED,
-            )  # fmt: skip
-            p.pass_states(starts, totals, cuts, boundary, back=False)
-        kernels.outputs[(chunks.sequences if serial else chunks.slots, p.blocks)](
-            p.x, p.delta, p.A, p.B, p.C, p.D, p.z, p.delta_bias, p.resets, p.offsets, starts,
-            boundary if serial else p.per_chunk(), y,
-            stride(p.x), stride(p.delta), stride(p.z), chunks.length, chunks.sequences, 1,
-            p.channels, p.group_channels, p.group_blocks, p.blocks_B, p.blocks_C, p.states,
-            COMPLEX=p.is_complex, SOFTPLUS=p.softplus, CONSTANT_B=p.constant_B, CONSTANT_C=p.constant_C,
-            PACKED=chunks.packed, SERIAL=serial, CHUNK=CHUNK, TILE=TILE, BLOCK=BLOCK, num_warps=1, **FUSED,
-        )  # fmt: skip
+        scan(p, boundary, y, floats(states) if save_states else None)
         return y, p.from_planes(boundary, torch.float32), states
 
 
@@ -226,46 +290,22 @@ def backward(
     if not states.shape[0]:  # forward ran on another implementation, or was not asked to keep them
         states = forward(*arguments, resets, offsets, delta_softplus, True)[2]
     with on_device(x):
-        p = _Problem(x, delta, A, B, C, D, z, delta_bias, resets, offsets, delta_softplus)
-        chunks, channels = p.chunks, p.channels
-        starts = floats(states)
+        p = Problem(x, delta, A, B, C, D, z, delta_bias, resets, offsets, delta_softplus)
         grad_rows = torch.zeros_like(p.x) if grad_y is None else rows(grad_y)
-        tile_starts = p.new(chunks.slots, CHUNK // TILE, p.planes, channels)
-        back, totals, cuts = p.per_chunk(), p.new(chunks.slots, channels), p.new_cuts()
         boundary = p.boundary(grad_last_state)
-        grad_x, grad_delta = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, delta))
-        grad_z = None if z is None else torch.empty_like(z, memory_format=torch.contiguous_format)
-        parts_B, parts_C = p.new_weights(B, p.blocks_B), p.new_weights(C, p.blocks_C)
-        parts_A = p.per_chunk()
-        parts_D = None if D is None else p.new(chunks.slots, channels)
-        parts_bias = None if delta_bias is None else p.new(chunks.slots, channels)
-        sizes = (
-            stride(p.x), stride(p.delta), stride(p.z), stride(grad_rows), chunks.length, chunks.sequences, 1,
-            channels, p.group_channels, p.group_blocks, p.blocks_B, p.blocks_C, p.states,
-        )  # fmt: skip
-        options = {
-            "COMPLEX": p.is_complex, "SOFTPLUS": p.softplus, "CONSTANT_B": p.constant_B,
-            "CONSTANT_C": p.constant_C, "PACKED": chunks.packed,
-            "CHUNK": CHUNK, "TILE": TILE, "BLOCK": BLOCK, "num_warps": 1, **FUSED,
-        }  # fmt: skip
-        kernels.chunk_gradients[(chunks.slots, p.blocks)](
-            p.x, p.delta, p.A, p.B, p.C, p.D, p.z, p.delta_bias, p.resets, p.offsets, grad_rows, starts, tile_starts,
-            back, totals, cuts, grad_z, parts_C, *sizes, **options,
-        )  # fmt: skip
-        p.pass_states(back, totals, cuts, boundary, back=True)
-        kernels.input_gradients[(chunks.slots, p.blocks)](
-            p.x, p.delta, p.A, p.B, p.C, p.D, p.z, p.delta_bias, p.resets, p.offsets, grad_rows, starts, tile_starts,
-            back, grad_x, grad_delta, parts_A, parts_B, parts_D, parts_bias, *sizes,
-            BITS=TILE.bit_length() - 1, **options,
-        )  # fmt: skip
+        grad_x, grad_delta = p.new_like(x), p.new_like(delta)
+        grad_z = None if z is None else p.new_like(z)
+        grad_A, grad_B, grad_C, grad_D, grad_bias = gradients(
+            p, grad_rows, floats(states), boundary, (B, C), grad_x, grad_delta, grad_z
+        )
         return [
             grad_x,
             grad_delta,
-            p.from_planes(parts_A.sum(0), A.dtype),
-            p.sum_weights(parts_B, B),
-            p.sum_weights(parts_C, C),
-            None if parts_D is None else parts_D.sum(0),
+            p.from_planes(grad_A, A.dtype),
+            grad_B,
+            grad_C,
+            grad_D,
             grad_z,
-            None if parts_bias is None else parts_bias.sum(0),
+            grad_bias,
             None if initial_state is None else p.from_planes(boundary, initial_state.dtype),
         ]

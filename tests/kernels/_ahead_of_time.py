@@ -121,6 +121,34 @@ def call_selective_scan(
     kernels.backward(y, last, states_kept, *args)
 
 
+def call_route_scan(
+    dtype: torch.dtype, *, serial: bool, extras: bool = True, batch: int = 2, channels: int = 192, states: int = 16
+) -> None:
+    from statescan.kernels.triton import route_scan as kernels
+    from statescan.kernels.triton import selective_scan
+
+    selective_scan.SERIAL_FROM = 0 if serial else 1 << 30
+    cells, walks = 196, 4
+    wide = torch.float32
+    steps = empty(batch, cells, walks, channels, dtype=dtype)
+    weights = empty(batch, cells, walks, states, dtype=dtype)
+    vector = empty(walks * channels, dtype=wide) if extras else None
+    args = (
+        empty(batch, cells, channels, dtype=dtype),
+        steps,
+        empty(walks * channels, states, dtype=wide),
+        weights,
+        weights,
+        vector,
+        vector,
+        torch.zeros(walks, cells, dtype=torch.int64),
+        extras,
+        True,
+    )
+    y, states_kept = kernels.forward(*args)
+    kernels.backward(y, states_kept, *args)
+
+
 def call_ssd(
     dtype: torch.dtype,
     *,
@@ -223,6 +251,7 @@ def calls(every: bool) -> None:
     """What is compiled: each kernel once or twice, or in every type and with every option."""
     bfloat16, float32, complex64 = torch.bfloat16, torch.float32, torch.complex64
     call_selective_scan(bfloat16, float32, resets=False, packed=False, serial=False)
+    call_route_scan(bfloat16, serial=False)
     call_ssd(bfloat16, head_dim=64, chunk_size=64, resets=True, packed=False)
     call_causal_conv1d(bfloat16, resets=False, packed=False)
     call_linear_scan(float32, resets=False, packed=False, serial=False)
@@ -237,6 +266,8 @@ def calls(every: bool) -> None:
         call_selective_scan(dtype, float32, resets=False, packed=True, serial=True)
         call_selective_scan(dtype, complex64, resets=False, packed=True, serial=False)
         call_selective_scan(dtype, complex64, resets=True, packed=False, serial=True)
+        call_route_scan(dtype, serial=True)
+        call_route_scan(dtype, serial=False, extras=False, states=1, channels=37)
         call_ssd(dtype, head_dim=64, chunk_size=256, resets=False, packed=True)
         call_ssd(dtype, head_dim=128, chunk_size=256, resets=False, packed=False)
         call_ssd(dtype, head_dim=16, chunk_size=16, resets=False, packed=False)
@@ -255,6 +286,7 @@ def calls(every: bool) -> None:
         for serial in (False, True):
             call_selective_scan(float32, kind, channels=1, states=1, serial=serial, **ones)
             call_linear_scan(kind, channels=1, serial=serial, **ones)
+            call_route_scan(float32, serial=serial, batch=1, channels=1, states=1)
         call_linear_scan(kind, resets=True, packed=False, serial=True)
         call_linear_scan(kind, resets=False, packed=True, serial=False)
 

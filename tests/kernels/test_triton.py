@@ -19,7 +19,7 @@ from tests.ops import test_route_scan as route
 from tests.ops import test_selective_scan as scan
 from tests.ops import test_selective_state_step as scan_step
 from tests.ops import test_ssd as ssd
-from tests.ops._cases import FLOAT32, HALF, check_against_reference, random
+from tests.ops._cases import FLOAT32, HALF, cast, check_against_reference, random
 
 MODULES = {
     "selective_scan": scan,
@@ -388,7 +388,8 @@ def test_decays_below_float32_cut_the_state(device):
 def test_registration(operator, device):
     size = dict(height=2, width=3) if operator == "route_scan" else dict(length=5)
     given = MODULES[operator].arguments(batch=1, **size)
-    given = {n: v.float().to(device) if isinstance(v, torch.Tensor) else v for n, v in given.items()}
+    given = {n: cast(v, torch.float32) for n, v in given.items()}
+    given = {n: v.to(device) if isinstance(v, torch.Tensor) else v for n, v in given.items()}
     bound = getattr(ops, f"_{operator}")._bind(**given)
     bound = [v.requires_grad_(v.is_floating_point()) if isinstance(v, torch.Tensor) else v for v in bound]
     torch.library.opcheck(getattr(torch.ops.statescan, operator).default, tuple(bound))

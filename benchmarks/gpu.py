@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import _measure
-from statescan import ops
+from statescan import ops, routes
 
 #: Results of two bfloat16 kernels, in units of the largest value.
 TOLERANCE = 3e-2
@@ -86,6 +86,43 @@ def selective_scan(batch: int, length: int, channels: int, states: int = 16) -> 
         tensors,
         lambda **t: ops.selective_scan(**t, delta_softplus=True),
         {"mamba-ssm": mamba_ssm},
+    )
+
+
+def route_scan(batch: int, height: int, width: int, channels: int, states: int) -> Case:
+    order = routes.get("cross").table(height, width).cuda()
+    cells, walks = height * width, order.shape[0]
+    wide = torch.float32
+    tensors = {
+        "x": random(batch, cells, channels),
+        "delta": random(batch, cells, walks, channels, scale=0.5),
+        "A": -torch.arange(1.0, states + 1, device="cuda").repeat(walks * channels, 1),
+        "B": random(batch, cells, walks, states),
+        "C": random(batch, cells, walks, states),
+        "D": random(walks * channels, dtype=wide),
+        "delta_bias": random(walks * channels, scale=0.5, shift=-4, dtype=wide),
+    }
+
+    def copies() -> Peer:
+        """Every walk's cells copied in its order, one selective scan of all, the results put back."""
+        there, back, which = order.mT, order.argsort(1).mT, torch.arange(walks, device="cuda")
+
+        def call(x, delta, A, B, C, D, delta_bias):
+            delta, B, C = (t[:, there, which] for t in (delta, B, C))
+            y = ops.selective_scan(
+                x[:, there].flatten(2), delta.flatten(2), A, B, C, D, delta_bias=delta_bias, delta_softplus=True
+            )
+            assert isinstance(y, Tensor)
+            return y.view(batch, cells, walks, channels)[:, back, which]
+
+        return Peer(call, tensors)
+
+    return Case(
+        "route_scan",
+        f"{batch} x {height} x {width} x {channels}, {walks} walks, state {states}",
+        tensors,
+        lambda **t: ops.route_scan(**t, order=order, delta_softplus=True),
+        {"a copy for each walk": copies},
     )
 
 
@@ -247,6 +284,8 @@ def cases() -> list[Case]:
         selective_scan(1, 512, 1536),
         selective_scan(1, 16384, 5120),
         selective_scan(128, 196, 768),
+        route_scan(32, 56, 56, 96, 1),
+        route_scan(32, 14, 14, 384, 16),
         ssd(8, 2048, 24),
         ssd(1, 512, 24),
         ssd(1, 16384, 80),

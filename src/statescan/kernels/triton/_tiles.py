@@ -34,7 +34,8 @@ def last_row(tile, last):
 def find_rows(order, sequence, walk, position, row, length, cells, t, count, mask):
     """Where a tile's positions lie: a row, how far from it each lies, and which of the mask are there at all.
 
-    Along a walk, a position lies where `order`, (walks, length), says; -1 there is padding, which lies nowhere.
+    Along a walk, a position lies where `order`, (walks, length), says; -1 there is padding, which lies nowhere. Nor does
+    a cell out of bounds: on a GPU nobody has looked at the order's values, and no memory beside the grid is touched.
     """
     if order is None:
         return row, t, mask

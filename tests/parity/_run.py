@@ -35,9 +35,9 @@ class Result:
 
 
 @cache
-def all_adapters() -> dict[str, Adapter]:
+def all_adapters() -> dict[str, Adapter | None]:
     """Adapters by published class, gathered from the tables ``ADAPTERS`` of the modules in ``adapters/``."""
-    table: dict[str, Adapter] = {}
+    table: dict[str, Adapter | None] = {}
     for module in pkgutil.iter_modules(adapters.__path__):
         entries = importlib.import_module(f"{adapters.__name__}.{module.name}").ADAPTERS
         twice = sorted(table.keys() & entries.keys())
@@ -48,9 +48,16 @@ def all_adapters() -> dict[str, Adapter]:
 
 
 def adapter_for(fixture: Fixture) -> Adapter | None:
-    """The adapter for a fixture's published class; forks that keep its name are told apart as ``repository:class``."""
+    """The adapter for a fixture's published class.
+
+    Forks that keep its name are told apart as ``repository:class``. A system that does something else with the class of
+    another is told apart as ``system:class``; None stands there while it has no adapter.
+    """
     table = all_adapters()
-    return table.get(f"{fixture.data['official'].get('repo')}:{fixture.class_name}", table.get(fixture.class_name))
+    for place in (fixture.system, fixture.data["official"].get("repo")):
+        if f"{place}:{fixture.class_name}" in table:
+            return table[f"{place}:{fixture.class_name}"]
+    return table.get(fixture.class_name)
 
 
 def run(path: Path, *, backend: str = "auto") -> Result:

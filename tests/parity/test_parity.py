@@ -61,11 +61,13 @@ def test_rule_is_that_of_the_fixtures() -> None:
     spec.loader.exec_module(theirs)
     for path in FIXTURES:
         fixture = Fixture(path)
+        weights = fixture.state_dict()
         for name, tensor in theirs.official_state_dict(fixture.data).items():
-            np.testing.assert_array_equal(fixture.state_dict()[name].numpy(), tensor.numpy())
+            np.testing.assert_array_equal(weights[name].numpy(), tensor.numpy())
         if all("name" in given for given in fixture.data["inputs"]):
+            inputs = fixture.named_inputs()
             for name, tensor in theirs.named_inputs(fixture.data).items():
-                np.testing.assert_array_equal(fixture.named_inputs()[name].numpy(), tensor.numpy())
+                np.testing.assert_array_equal(inputs[name].numpy(), tensor.numpy())
 
 
 def write_fixture(folder: Path, name: str, class_name: str, *, scale: float = 1.0) -> None:

@@ -12,8 +12,8 @@ from tests.parity._fixture import Fixture
 #: Published tables that are tables of a route: the table's name and the route's.
 _ROUTES = {
     "cross_raster_column_and_reverses": "cross",
-    "cross_scans1_cross_unidirectional": "cross_unidirectional",
-    "cross_scans2_cross_bidirectional": "cross_bidirectional",
+    "cross_scans1_raster_x4": "cross_unidirectional",
+    "cross_scans2_raster_x2_reverse_x2": "cross_bidirectional",
     "snake_plain": "snake",
     "multiscale_low_branch": "multiscale_low",
     "eight_with_wrapped_diagonals": "eight",

@@ -44,15 +44,12 @@ def models_table(*families: str) -> str:
     named = [models.model_info(name) for name in models.list_models()]
     rows = [(inspect.count_parameters(info.name), info) for info in named if info.family in families]
     for parameters, info in sorted(rows, key=lambda row: (families.index(row[1].family), row[0])):
-        width, depth = (_shown(info.config, *fields) for fields in (("dim", "dims"), ("depth", "depths")))
+        width, depth = (
+            ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            for value in inspect.width_and_depth(info.config)
+        )
         lines.append(f"| `{info.name}` | {width} | {depth} | {parameters:,} |")
     return "\n".join(lines)
-
-
-def _shown(config: object, one: str, several: str) -> str:
-    """A field, or its values a stage."""
-    value = getattr(config, one, None)
-    return str(value) if value is not None else ", ".join(map(str, getattr(config, several)))
 
 
 def results(name: str) -> str:

@@ -53,6 +53,7 @@ def test_systems_models_and_info_as_tables_and_as_data(capsys):
     assert found["state_bytes"] == found["state_bytes_start"]
     for arguments in (
         ["systems"],
+        ["models"],
         ["models", "mamba2*"],
         ["info", "transformer_tiny", "--length", "16"],
         ["info", "s4_tiny"],

@@ -15,7 +15,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
     made = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
         numbers = all(isinstance(row[index], (int, float)) for row in rows) and bool(rows)
-        made.add_column(column, justify="right" if numbers else "left", overflow="fold")
+        # names are copied from a table: they stay in one piece
+        made.add_column(column, justify="right" if numbers else "left", overflow="fold", no_wrap=column == "name")
     for row in rows:
         made.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
     Console().print(made)

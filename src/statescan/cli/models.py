@@ -25,8 +25,9 @@ def run(
     rows = []
     for name in names:
         info = models.model_info(name)
-        rows.append((name, info.family, inspect.count_parameters(name), info.config.dim, info.config.depth))
+        rows.append((name, info.family, inspect.count_parameters(name), *inspect.width_and_depth(info.config)))
     if json:
         _print.as_json([dict(zip(("name", "family", "parameters", "dim", "depth"), row, strict=True)) for row in rows])
         return
-    _print.table("models", ("name", "family", "parameters", "dim", "depth"), rows)
+    shown = [[" ".join(map(str, cell)) if isinstance(cell, list) else cell for cell in row] for row in rows]
+    _print.table("models", ("name", "family", "parameters", "dim", "depth"), shown)

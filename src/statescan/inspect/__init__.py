@@ -3,7 +3,14 @@
 from statescan.inspect._hippo import Recollection, draw_memory, recollect
 from statescan.inspect._images import ImageCost, image_cost, reads_images
 from statescan.inspect._routes import draw_route, parse_size, route_text
-from statescan.inspect._sizes import ModelCost, build_without_memory, count_parameters, measure_cost, reads_tokens
+from statescan.inspect._sizes import (
+    ModelCost,
+    build_without_memory,
+    count_parameters,
+    measure_cost,
+    reads_tokens,
+    width_and_depth,
+)
 from statescan.inspect._speed import ModelSpeed, measure_speed
 
 __all__ = [
@@ -23,4 +30,5 @@ __all__ = [
     "reads_tokens",
     "recollect",
     "route_text",
+    "width_and_depth",
 ]

@@ -58,6 +58,17 @@ def refuse_other_models(name: str, model: Any) -> None:
         )
 
 
+def width_and_depth(config: Any) -> tuple[Any, Any]:
+    """A config's channels and blocks: a number each, or a list with one a stage."""
+
+    def first(*names: str) -> Any:
+        values = (getattr(config, name, None) for name in names)
+        found = next((value for value in values if value is not None), None)
+        return list(found) if isinstance(found, tuple) else found
+
+    return first("dim", "dims", "widths", "channels"), first("depth", "depths")
+
+
 def count_parameters(model: Any) -> int:
     """Trainable numbers of a model, or of a named one; a tied tensor counts once."""
     if isinstance(model, str):

@@ -139,8 +139,11 @@ class _Call(ScanCall):
         )
 
 
-def forward(*args) -> tuple[Tensor, Tensor, Tensor]:
-    """y, the last state, and the saved states (none unless the last argument asks for them)."""
+def forward(*args, window: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """y, the last state, and the saved states (none unless the last argument asks for them).
+
+    With `window`, which divides `CHECKPOINT_INTERVAL`, windows of so many positions are scanned backward too.
+    """
     *arguments, save_states = args
     x, A, initial_state, offsets = args[0], args[2], args[8], args[10]
     checkpoints, states, channels = states_shape(x, A, offsets)
@@ -154,8 +157,10 @@ def forward(*args) -> tuple[Tensor, Tensor, Tensor]:
         return y.zero_(), last_state, saved
     call = _Call(*arguments)
     memory = call.workspace(backward=False)
-    cpu.function("selective_scan_forward", PROBLEM + "pppp")(
+    name, types, more = ("local_scan", "i", (window,)) if window else ("selective_scan", "", ())
+    cpu.function(f"{name}_forward", PROBLEM + types + "pppp")(
         *call.arguments,
+        *more,
         y.data_ptr(),
         last_state.data_ptr(),
         saved.data_ptr() if save_states else None,
@@ -164,12 +169,14 @@ def forward(*args) -> tuple[Tensor, Tensor, Tensor]:
     return y, last_state, saved
 
 
-def backward(grad_y: Tensor | None, grad_last_state: Tensor | None, saved: Tensor, *args) -> list[Tensor | None]:
+def backward(
+    grad_y: Tensor | None, grad_last_state: Tensor | None, saved: Tensor, *args, window: int = 0
+) -> list[Tensor | None]:
     """The gradients of the first nine arguments; None where one is absent."""
     *arguments, _ = args
     x, A, B, C, initial_state, offsets = (arguments[i] for i in (0, 2, 3, 4, 8, 10))
     if saved.shape != states_shape(x, A, offsets):  # the forward pass ran on another implementation
-        saved = forward(*arguments, True)[2]
+        saved = forward(*arguments, True, window=window)[2]
     gradients = [
         None if t is None else torch.empty_like(t, memory_format=torch.contiguous_format) for t in arguments[:9]
     ]
@@ -191,8 +198,10 @@ def backward(grad_y: Tensor | None, grad_last_state: Tensor | None, saved: Tenso
         else:
             parts.append(torch.empty(call.threads, *weights.shape, dtype=A.dtype))
     memory = call.workspace(backward=True)
-    cpu.function("selective_scan_backward", PROBLEM + "pl" + "p" * 14)(
+    name, types, more = ("local_scan", "i", (window,)) if window else ("selective_scan", "", ())
+    cpu.function(f"{name}_backward", PROBLEM + types + "pl" + "p" * 14)(
         *call.arguments,
+        *more,
         cpu.pointer(grad_rows),
         0 if grad_rows is None else grad_rows.stride(0),
         cpu.pointer(grad_last_state),

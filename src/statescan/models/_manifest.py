@@ -229,4 +229,7 @@ MANIFEST: dict[str, Entry] = {
         "statescan.models.morp_mamba",
         ("morp_mamba_tiny", "morp_mamba", "morp_mamba_spatial", "morp_mamba_published"),
     ),
+    "ecg_mamba": Entry(
+        "statescan.models.ecg_mamba", ("ecg_mamba_tiny", "ecg_mamba", "ecg_mamba_small", "ecg_mamba_stream")
+    ),
 }

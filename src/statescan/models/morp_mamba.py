@@ -97,7 +97,7 @@ class CrossAttention(nn.Module):
 
 
 class LinearReader(nn.Module):
-    """The published code's "state space model": attention, then h_t = W_a h_{t-1} + b_a + W_b x_t + b_b; gives the last h."""
+    """Attention, then the published "state space model", h_t = W_a h_{t-1} + b_a + W_b x_t + b_b; gives the last h."""
 
     def __init__(self, config: MorpMambaConfig):
         super().__init__()

@@ -168,21 +168,27 @@ class EcgMamba(Model):
         """records (batch, length, leads) -> tokens (batch, tokens, dim), the class token among them."""
         self.check(records)
         x = self.stem(records)
-        count, middle = x.shape[1], x.shape[1] // 2
-        if self.position is not None:
-            trained = self.config.tokens(self.config.length)
-            position, own = self.position, None
-            if self.class_token is not None:
-                place = trained // 2
-                own = position[:, place : place + 1]
-                position = torch.cat([position[:, :place], position[:, place + 1 :]], 1)
-            if count != trained:
-                position = nn.functional.interpolate(position.transpose(1, 2), count, mode="linear").transpose(1, 2)
-            x = x + position
+        own, position = self._positions(x.shape[1])
+        x = x if position is None else x + position
         if self.class_token is not None:
-            token = self.class_token if self.position is None else self.class_token + own
+            middle = x.shape[1] // 2
+            token = self.class_token if own is None else self.class_token + own
             x = torch.cat([x[:, :middle], token.expand(len(x), -1, -1).to(x.dtype), x[:, middle:]], 1)
         return self.dropout(x)
+
+    def _positions(self, count: int) -> tuple[Tensor | None, Tensor | None]:
+        """The class token's (1, 1, dim) and those of so many tokens (1, count, dim), where there are any."""
+        if self.position is None:
+            return None, None
+        trained = self.config.tokens(self.config.length)
+        table: Tensor = self.position
+        own = None
+        if self.class_token is not None:
+            place = trained // 2
+            own, table = table[:, place : place + 1], torch.cat([table[:, :place], table[:, place + 1 :]], 1)
+        if count != trained:
+            table = nn.functional.interpolate(table.transpose(1, 2), count, mode="linear").transpose(1, 2)
+        return own, table
 
     def encode(self, hidden: Tensor) -> Tensor:
         """Tokens (batch, tokens, dim) through blocks and last norm, to the same shape."""
@@ -209,7 +215,8 @@ class EcgMamba(Model):
 
     def _normed(self, hidden: Tensor, residual: Tensor | None) -> Tensor:
         whole = hidden if residual is None else residual + hidden
-        return self.norm(whole.to(self.norm.weight.dtype))
+        weight: Any = self.norm.weight
+        return self.norm(whole.to(weight.dtype))
 
     def forward_features(self, records: Tensor) -> Tensor:
         """records (batch, length, leads) -> tokens after the last norm (batch, tokens, dim)."""

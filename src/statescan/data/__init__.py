@@ -2,9 +2,20 @@
 
 from statescan.data._arena import ARENA, ArenaData, ArenaTask, arena_task, read_arena
 from statescan.data._copying import Copying, SelectiveCopying, copying
+from statescan.data._cubes import (
+    PARTS,
+    BandReduction,
+    Cube,
+    MapAccuracy,
+    Windows,
+    map_accuracy,
+    read_cube,
+    split_pixels,
+)
 from statescan.data._induction import InductionHead, InductionHeads, induction_head_sequences
 from statescan.data._listops import LISTOPS_VOCABULARY, ListOps, evaluate_listops, listops_tokens, listops_value
 from statescan.data._long_context import Passkey, PhoneBook
+from statescan.data._made_cubes import make_cube, material_spectra, smooth_spectra
 from statescan.data._pathfinder import PATHFINDER, PathfinderImage, PathfinderSettings, pathfinder, pathfinder_batch
 from statescan.data._recall import (
     AssociativeRecall,
@@ -35,20 +46,24 @@ __all__ = [
     "ENVIRONMENTS",
     "IGNORED",
     "LISTOPS_VOCABULARY",
+    "PARTS",
     "PATHFINDER",
     "SEQUENCE_DATA",
     "SYNTHETIC_TASKS",
     "ArenaData",
     "ArenaTask",
     "AssociativeRecall",
+    "BandReduction",
     "ContinuedOrder",
     "Copying",
+    "Cube",
     "ForecastBatch",
     "HubSource",
     "InductionHead",
     "InductionHeads",
     "LabelledSequences",
     "ListOps",
+    "MapAccuracy",
     "MemoryEnvironment",
     "MetaCartPole",
     "MultiQueryRecall",
@@ -70,6 +85,7 @@ __all__ = [
     "TokenBatch",
     "TokenBatches",
     "TokenStream",
+    "Windows",
     "adding",
     "arena_task",
     "as_gymnasium",
@@ -83,15 +99,21 @@ __all__ = [
     "induction_head_sequences",
     "listops_tokens",
     "listops_value",
+    "make_cube",
+    "map_accuracy",
+    "material_spectra",
     "memory_environment",
     "multi_query_recall",
     "pathfinder",
     "pathfinder_batch",
     "read_arena",
+    "read_cube",
     "read_sequences",
     "read_series",
     "read_text",
     "shown_time",
+    "smooth_spectra",
+    "split_pixels",
     "synthetic_task",
     "text_files",
     "tokenize",

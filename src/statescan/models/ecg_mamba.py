@@ -139,7 +139,7 @@ class EcgMamba(Model):
         channels = (config.leads, *config.widths)
         self.stem = nn.Sequential(
             *(
-                StemBlock(*channels[i : i + 2], config.stem_kernels[i], config.stem_strides[i])
+                StemBlock(channels[i], channels[i + 1], config.stem_kernels[i], config.stem_strides[i])
                 for i in range(len(config.stem_kernels))
             )
         )

@@ -1,6 +1,14 @@
 """Data: readers of a user's text, and generators of the synthetic tasks."""
 
 from statescan.data._arena import ARENA, ArenaData, ArenaTask, arena_task, read_arena
+from statescan.data._challenge import (
+    ChallengeWeights,
+    LabelAccuracy,
+    best_thresholds,
+    challenge_score,
+    label_accuracy,
+    read_challenge_weights,
+)
 from statescan.data._copying import Copying, SelectiveCopying, copying
 from statescan.data._cubes import (
     PARTS,
@@ -16,12 +24,23 @@ from statescan.data._induction import InductionHead, InductionHeads, induction_h
 from statescan.data._listops import LISTOPS_VOCABULARY, ListOps, evaluate_listops, listops_tokens, listops_value
 from statescan.data._long_context import Passkey, PhoneBook
 from statescan.data._made_cubes import make_cube, material_spectra, smooth_spectra
+from statescan.data._made_records import MADE_DIAGNOSES, make_ecg, make_records
 from statescan.data._pathfinder import PATHFINDER, PathfinderImage, PathfinderSettings, pathfinder, pathfinder_batch
 from statescan.data._recall import (
     AssociativeRecall,
     MultiQueryRecall,
     associative_recall_sequences,
     multi_query_recall,
+)
+from statescan.data._records import (
+    EQUIVALENT_DIAGNOSES,
+    LEADS,
+    RecordHeader,
+    RecordSet,
+    read_record,
+    read_record_header,
+    read_records,
+    record_parts,
 )
 from statescan.data._sequences import SEQUENCE_DATA, LabelledSequences, SequenceBatch, read_sequences
 from statescan.data._series import ForecastBatch, Series, SeriesWindows, check_fractions, read_series, shown_time
@@ -44,8 +63,11 @@ from statescan.data.environments import (
 __all__ = [
     "ARENA",
     "ENVIRONMENTS",
+    "EQUIVALENT_DIAGNOSES",
     "IGNORED",
+    "LEADS",
     "LISTOPS_VOCABULARY",
+    "MADE_DIAGNOSES",
     "PARTS",
     "PATHFINDER",
     "SEQUENCE_DATA",
@@ -54,6 +76,7 @@ __all__ = [
     "ArenaTask",
     "AssociativeRecall",
     "BandReduction",
+    "ChallengeWeights",
     "ContinuedOrder",
     "Copying",
     "Cube",
@@ -61,6 +84,7 @@ __all__ = [
     "HubSource",
     "InductionHead",
     "InductionHeads",
+    "LabelAccuracy",
     "LabelledSequences",
     "ListOps",
     "MapAccuracy",
@@ -71,6 +95,8 @@ __all__ = [
     "PathfinderImage",
     "PathfinderSettings",
     "PhoneBook",
+    "RecordHeader",
+    "RecordSet",
     "RepeatPrevious",
     "SelectiveCopying",
     "SequenceBatch",
@@ -91,15 +117,20 @@ __all__ = [
     "as_gymnasium",
     "associative_recall_sequences",
     "batch_seed",
+    "best_thresholds",
+    "challenge_score",
     "check_fractions",
     "copying",
     "delay",
     "evaluate_listops",
     "fingerprint",
     "induction_head_sequences",
+    "label_accuracy",
     "listops_tokens",
     "listops_value",
     "make_cube",
+    "make_ecg",
+    "make_records",
     "map_accuracy",
     "material_spectra",
     "memory_environment",
@@ -107,10 +138,15 @@ __all__ = [
     "pathfinder",
     "pathfinder_batch",
     "read_arena",
+    "read_challenge_weights",
     "read_cube",
+    "read_record",
+    "read_record_header",
+    "read_records",
     "read_sequences",
     "read_series",
     "read_text",
+    "record_parts",
     "shown_time",
     "smooth_spectra",
     "split_pixels",

@@ -1,4 +1,4 @@
-"""Electrocardiograms in WFDB files with diagnoses in their headers, as the PhysioNet/CinC challenges of 2020 and 2021 have them."""
+"""Electrocardiograms in WFDB files with diagnoses in their headers, as the PhysioNet/CinC challenges of 2020, 2021 have."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def _raw(header: RecordHeader, leads: Sequence[str], missing: str, start: int, s
     unknown = ~np.isfinite(signals)
     if unknown.any():
         if missing == "error":
-            bad = ", ".join(name for name, some in zip(leads, unknown.any(0), strict=True) if some)
+            bad = ", ".join(leads[int(column)] for column in np.flatnonzero(unknown.any(0)))
             raise ValueError(
                 f"record: {header.name} has {int(unknown.sum())} samples without a value in lead {bad}; have them filled "
                 "with zeros (missing='zeros'), or leave the record out"

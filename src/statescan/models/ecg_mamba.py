@@ -291,6 +291,11 @@ class RecordStream:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     @property
+    def samples(self) -> int:
+        """Of a part."""
+        return self._count * self.model.config.stride
+
+    @property
     def tokens(self) -> int:
         """Tokens read so far."""
         return self._tokens

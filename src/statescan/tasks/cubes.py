@@ -77,6 +77,8 @@ class CubeTraining(TrainingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.mixer is not None:
+            raise ValueError(f"mixer: this training has no use for {self.mixer!r}; its models' own are set by --set")
         if self.components < 0:
             raise ValueError(f"components: expected 0 or more, got {self.components}")
         for name in ("block", "map_batch"):

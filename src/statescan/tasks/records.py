@@ -72,6 +72,8 @@ class RecordTraining(TrainingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.mixer is not None:
+            raise ValueError(f"mixer: this training has no use for {self.mixer!r}; its models' own are set by --set")
         for name in ("test_fraction", "validation_fraction"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected a number between 0 and 1, got {getattr(self, name)}")

@@ -40,7 +40,7 @@ def test_the_score_needs_sinus_rhythm_and_equal_shapes() -> None:
     with pytest.raises(ValueError, match="needs the class of sinus rhythm, 426783006; got 1, 2, 3"):
         challenge_score(np.ones((2, 3)), np.ones((2, 3)), MATRIX, ("1", "2", "3"))
     with pytest.raises(
-        ValueError, match=r"targets, answers, matrix: \(records, 3\) twice and \(3, 3\), got \(2, 3\), \(2, 2\)"
+        ValueError, match=r"targets, answers, matrix: \(records, 3\) twice and .* got \(2, 3\), \(2, 2\)"
     ):
         challenge_score(np.ones((2, 3)), np.ones((2, 2)), MATRIX, CLASSES)
 

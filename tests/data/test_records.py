@@ -51,7 +51,8 @@ def test_both_published_forms_are_read(made: Path) -> None:
     assert one.shape == (2000, 12) and one.dtype == np.float32
     assert np.abs(one - other).max() < 2.1e-3, "both count in thousandths of a millivolt"
     digital = wfdb.rdrecord(str(made / "mat" / "A00001"), physical=False)
-    assert digital.checksum == digital.calc_checksum(), "headers are whole"
+    sums = [(a - b) % 65536 for a, b in zip(digital.checksum, digital.calc_checksum(), strict=True)]
+    assert not any(sums), "headers are whole; checksums count with a sign or without"
 
 
 def test_leads_come_in_the_order_asked_for_in_millivolts(tmp_path: Path) -> None:
@@ -61,7 +62,7 @@ def test_leads_come_in_the_order_asked_for_in_millivolts(tmp_path: Path) -> None
     for name in ("a", "b"):
         assert np.allclose(read_record(tmp_path / name, leads=("II", "aVR")), signals[:, [1, 0]], atol=1e-3)
     with pytest.raises(
-        ValueError, match="a has no lead I, III, .*V6; it has AVR, ii, V1; name the leads .*missing='zeros'"
+        ValueError, match=r"a has no lead I, III, .*V6; it has AVR, ii, V1; name the leads .*missing='zeros'"
     ):
         read_record(tmp_path / "a")
     filled = read_record(tmp_path / "a", missing="zeros")
@@ -92,9 +93,7 @@ def test_other_rates_are_resampled(tmp_path: Path) -> None:
 def test_parts_are_the_whole(made: Path, rate: float | None, seconds: float) -> None:
     path = made / "slow" / "A00001"
     parts = list(record_parts(path, seconds=seconds, rate=rate))
-    assert len(parts) == (
-        1 if seconds == 1000 else -(-round(21.3 * 257) // round(seconds * 257)) if rate != 500 else 0
-    ) or (len(parts) > 1)
+    assert (len(parts) == 1) == (seconds == 1000)
     assert np.abs(np.concatenate(parts) - read_record(path, rate=rate)).max() < 1e-6
 
 
@@ -118,14 +117,14 @@ def test_sets_have_classes_of_diagnoses(made: Path) -> None:
 def test_what_is_wrong_with_records_is_said(made: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="records: no folder"):
         read_records(tmp_path / "absent")
-    with pytest.raises(ValueError, match="records: no .hea file in"):
+    with pytest.raises(ValueError, match=r"records: no \.hea file in"):
         read_records(tmp_path)
     with pytest.raises(ValueError, match="classes: no diagnosis has 13 records"):
         read_records(made / "mat", least=13)
     write(tmp_path, "a", np.zeros((50, 1)), ["I"], dx="")
     with pytest.raises(ValueError, match="has a comment Dx with codes of diagnoses"):
         read_records(tmp_path)
-    with pytest.raises(FileNotFoundError, match="record: no file '.*b.hea'"):
+    with pytest.raises(FileNotFoundError, match=r"record: no file '.*b\.hea'"):
         read_record(tmp_path / "b")
     (tmp_path / "c.hea").write_text("this is no header\n")
     with pytest.raises(ValueError, match="is no header of a WFDB record"):

@@ -6,8 +6,8 @@ python -m benchmarks.signals_and_cubes --out runs/signals_and_cubes
   classifiers of single spectra (logistic regression, support vector machine), each on two splits of the labelled pixels: at
   random, where windows of the test hold pixels that were learnt from, and by blocks that keep all windows apart.
 * records: 600 made records of 12 leads, 10 seconds at 500 Hz, with six diagnoses. ECG Mamba in both directions and forward
-  alone, convolutional networks without Mamba, and a logistic regression on mean and deviation of each lead. The challenge's score is
-  computed with ones on the diagonal of its matrix and zeros elsewhere; it is no figure of the challenge.
+  alone, convolutional networks without Mamba, and a logistic regression on mean and deviation of each lead. The challenge's
+  score is computed with ones on the diagonal of the matrix and zeros elsewhere; it is no figure of the challenge.
 * lengths: one record of growing length in one call and read in parts: processor seconds, bytes carried.
 
 Every training has the same steps, batches and learning rate. Finished points are kept in ``OUT/points.jsonl``: a killed run
@@ -199,14 +199,11 @@ def _means(out: Path, count: int, seed: int) -> dict[str, Any]:
     for part in (learn, tried):
         signals = [part.signals(i) for i in range(len(part))]
         inputs.append(np.stack([np.concatenate([some.mean(0), some.std(0)]) for some in signals]))
-    scores = np.stack(
-        [
-            make_pipeline(StandardScaler(), LogisticRegression()).fit(inputs[0], target).predict_proba(inputs[1])[:, 1]
-            for target in learn.targets.T
-        ],
-        1,
-    )
-    test = judge_records(tried, scores, np.full(len(matrix.classes), 0.5), matrix)
+    scores = []
+    for target in learn.targets.T:
+        fitted = make_pipeline(StandardScaler(), LogisticRegression()).fit(inputs[0], target)
+        scores.append(fitted.predict_proba(inputs[1])[:, 1])
+    test = judge_records(tried, np.stack(scores, 1), np.full(len(matrix.classes), 0.5), matrix)
     return {**test, "parameters": 25 * len(matrix.classes), "seconds": time.process_time() - began}
 
 

@@ -79,7 +79,7 @@ def cubes(points: Points, out: Path, *, steps: int, seeds: tuple[int, ...]) -> l
                         training=0.2,
                         steps=steps,
                         warmup=max(1, steps // 10),
-                        learning_rate=2e-3,
+                        learning_rate=4e-3,
                         seed=seed,
                     )
                     result = tasks.train_hyperspectral(settings)
@@ -156,6 +156,7 @@ def records(points: Points, out: Path, *, steps: int, seeds: tuple[int, ...], co
                     set=_settings(fields),
                     steps=steps,
                     warmup=max(1, steps // 10),
+                    learning_rate=4e-3,
                     seed=seed,
                 )
                 result = tasks.train_records(settings)

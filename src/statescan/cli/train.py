@@ -1,5 +1,6 @@
 """Train models: on text (`language`), to classify sequences (`sequence`), on the Long Range Arena (`lra`), on generated
-tasks (`synthetic`), to forecast series (`forecast`), to act with memory (`reinforcement`).
+tasks (`synthetic`), to forecast series (`forecast`), to act with memory (`reinforcement`), on hyperspectral cubes
+(`hyperspectral`) and on electrocardiograms (`records`).
 
 examples:
   statescan train language --data book.txt --model mamba_tiny --steps 1000 --out runs/book
@@ -11,6 +12,8 @@ examples:
   statescan train synthetic --task induction_heads --out runs/induction
   statescan train forecast --data weather.csv --history 96 --horizon 24 --season 24 --out runs/weather
   statescan train reinforcement --environment repeat_previous --core s5 --out runs/repeat
+  statescan train hyperspectral --data PaviaU.mat --labels PaviaU_gt.mat --split blocks --out runs/pavia
+  statescan train records --data training --weights weights.csv --model ecg_mamba --out runs/ecg
 """
 
 from __future__ import annotations
@@ -22,16 +25,20 @@ import tyro
 
 from statescan.cli import _print
 from statescan.tasks import (
+    CubeTraining,
     ForecastTraining,
     LanguageTraining,
     LRATraining,
+    RecordTraining,
     ReinforcementTraining,
     SequenceTraining,
     SyntheticTraining,
     first_process,
     train_forecast,
+    train_hyperspectral,
     train_language,
     train_lra,
+    train_records,
     train_reinforcement,
     train_sequence,
     train_synthetic,
@@ -103,6 +110,26 @@ def reinforcement(settings: Annotated[ReinforcementTraining, tyro.conf.arg(name=
     _report(train_reinforcement(settings), json)
 
 
+def hyperspectral(settings: Annotated[CubeTraining, tyro.conf.arg(name="")], *, json: bool = False) -> None:
+    """Train a classifier of the pixels of a hyperspectral cube, and draw its map.
+
+    Args:
+        settings: of the run.
+        json: print data instead of a table.
+    """
+    _report(train_hyperspectral(settings), json)
+
+
+def records(settings: Annotated[RecordTraining, tyro.conf.arg(name="")], *, json: bool = False) -> None:
+    """Train a classifier of electrocardiograms, several diagnoses at once.
+
+    Args:
+        settings: of the run.
+        json: print data instead of a table.
+    """
+    _report(train_records(settings), json)
+
+
 def _report(result: TrainingResult | ForecastResult | ReinforcementResult, json: bool) -> None:
     if not first_process():
         return
@@ -128,4 +155,6 @@ COMMANDS = {
     "synthetic": synthetic,
     "forecast": forecast,
     "reinforcement": reinforcement,
+    "hyperspectral": hyperspectral,
+    "records": records,
 }

@@ -225,4 +225,11 @@ MANIFEST: dict[str, Entry] = {
     "tsm2": Entry("statescan.models.tsm2", ("tsm2_tiny", "tsm2_small", "tsm2_base")),
     "vim2": Entry("statescan.models.vim2", ("vim2_nano", "vim2_tiny", "vim2_small", "vim2_base")),
     "mhs_vm_classifier": Entry("statescan.models.mhs_vm_classifier", ("mhs_vm_classifier_tiny", "mhs_vm_classifier")),
+    "morp_mamba": Entry(
+        "statescan.models.morp_mamba",
+        ("morp_mamba_tiny", "morp_mamba", "morp_mamba_spatial", "morp_mamba_published"),
+    ),
+    "ecg_mamba": Entry(
+        "statescan.models.ecg_mamba", ("ecg_mamba_tiny", "ecg_mamba", "ecg_mamba_small", "ecg_mamba_stream")
+    ),
 }

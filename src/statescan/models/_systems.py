@@ -404,6 +404,27 @@ _SYSTEMS = (
             "published names both ways",
         ),
     ),
+    System(
+        "morp_mamba",
+        "Spatial-Spectral Morphological Mamba for Hyperspectral Image Classification (Ahmad et al., 2025)",
+        ("morp_mamba",),
+        (
+            "outputs of the published notebook's definition",
+            "its exact parameter count",
+            "true erosion and dilation equal SciPy's",
+            "windows of a split by blocks share no pixel",
+        ),
+    ),
+    System(
+        "ecg_mamba",
+        "One Dimensional CNN ECG Mamba for Multilabel Abnormality Classification in 12 Lead ECG (2025)",
+        ("ecg_mamba",),
+        (
+            "blocks give Vim's features; no code was published",
+            "records read in parts give the scores of one call where scans go forward",
+            "the challenge's score by its definition",
+        ),
+    ),
 )
 
 

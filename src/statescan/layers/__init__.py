@@ -8,6 +8,7 @@ from statescan.layers._channel_mixers import MLP, GatedMLP
 from statescan.layers._companion import ClosedLoopCompanionSSM, CompanionMixer, CompanionSSM, DifferencingFilters
 from statescan.layers._convolution import CausalConv1d
 from statescan.layers._dual_mixer import DualMixer, WeightedAverage
+from statescan.layers._experts import Experts, MixtureOfExperts, Router, squared_relu
 from statescan.layers._h3 import H3, ShiftKernel
 from statescan.layers._initialisation import delta_bias, initialise_language_model, inverse_softplus
 from statescan.layers._lbmamba import LBMamba
@@ -16,7 +17,9 @@ from statescan.layers._lssl import LSSL, LSSL_MEASURES, QuasiseparableSystem, tr
 from statescan.layers._mamba import Mamba
 from statescan.layers._mamba2 import Mamba2
 from statescan.layers._mixers import MIXERS, UNDECAYED, build_mixer, check_mixer
+from statescan.layers._multihead_mamba import MultiHeadMamba
 from statescan.layers._norms import GatedRMSNorm, RMSNorm, build_norm
+from statescan.layers._parallel import ParallelMixer
 from statescan.layers._recurrent import RecurrentCell
 from statescan.layers._residual import ResidualBlock, ResidualStack
 from statescan.layers._rotary import rotate
@@ -51,6 +54,7 @@ __all__ = [
     "DiagonalKernel",
     "DifferencingFilters",
     "DualMixer",
+    "Experts",
     "GatedMLP",
     "GatedRMSNorm",
     "H3Conv",
@@ -59,12 +63,16 @@ __all__ = [
     "LongKernel",
     "Mamba",
     "Mamba2",
+    "MixtureOfExperts",
     "MultiHeadEMA",
+    "MultiHeadMamba",
+    "ParallelMixer",
     "QuasiseparableSystem",
     "RMSNorm",
     "RecurrentCell",
     "ResidualBlock",
     "ResidualStack",
+    "Router",
     "S5Block",
     "ScanBranch",
     "SeqBoat",
@@ -84,5 +92,6 @@ __all__ = [
     "initialise_language_model",
     "inverse_softplus",
     "rotate",
+    "squared_relu",
     "tridiagonal_solve",
 ]

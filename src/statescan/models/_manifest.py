@@ -33,6 +33,13 @@ MANIFEST: dict[str, Entry] = {
     "falcon_mamba": Entry("statescan.models.falcon_mamba", ("falcon_mamba_tiny", "falcon_mamba_7b")),
     "bamba": Entry("statescan.models.bamba", ("bamba_tiny", "bamba_9b")),
     "zamba2": Entry("statescan.models.zamba2", ("zamba2_tiny", "zamba2_1.2b", "zamba2_2.7b", "zamba2_7b")),
+    "jamba": Entry("statescan.models.jamba", ("jamba_tiny", "jamba_v0.1")),
+    "granitemoehybrid": Entry(
+        "statescan.models.granite_moe_hybrid", ("granite_hybrid_tiny", "granite_4.0_h_small", "granite_4.0_h_tiny")
+    ),
+    "falcon_h1": Entry("statescan.models.falcon_h1", ("falcon_h1_tiny", "falcon_h1_0.5b")),
+    "nemotron_h": Entry("statescan.models.nemotron_h", ("nemotron_h_tiny", "nemotron_h_moe_tiny", "nemotron_h_8b")),
+    "zamba": Entry("statescan.models.zamba", ("zamba_tiny", "zamba_7b")),
     "based": Entry("statescan.models.based", ("based_tiny", "based_360m", "based_1b")),
     "seqboat": Entry("statescan.models.seqboat", ("seqboat_tiny", "seqboat_cifar")),
     "spacetime": Entry("statescan.models.spacetime", ("spacetime_tiny", "spacetime_1_block", "spacetime_2_blocks")),

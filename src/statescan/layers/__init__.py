@@ -17,6 +17,7 @@ from statescan.layers._lssl import LSSL, LSSL_MEASURES, QuasiseparableSystem, tr
 from statescan.layers._mamba import Mamba
 from statescan.layers._mamba2 import Mamba2
 from statescan.layers._mixers import MIXERS, UNDECAYED, build_mixer, check_mixer
+from statescan.layers._mixture_of_mamba import PROJECTIONS, MixtureOfMamba, ModalityGroups, ModalityLinear
 from statescan.layers._multihead_mamba import MultiHeadMamba
 from statescan.layers._norms import GatedRMSNorm, RMSNorm, build_norm
 from statescan.layers._parallel import ParallelMixer
@@ -36,6 +37,7 @@ __all__ = [
     "LSSL_MEASURES",
     "MIXERS",
     "MLP",
+    "PROJECTIONS",
     "S4",
     "S4D",
     "S4ND",
@@ -64,6 +66,9 @@ __all__ = [
     "Mamba",
     "Mamba2",
     "MixtureOfExperts",
+    "MixtureOfMamba",
+    "ModalityGroups",
+    "ModalityLinear",
     "MultiHeadEMA",
     "MultiHeadMamba",
     "ParallelMixer",

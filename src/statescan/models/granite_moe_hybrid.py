@@ -28,7 +28,8 @@ class GraniteMoeHybridConfig(Mamba2Config):
         experts: MLPs beside it, in every layer; 0: none.
         active_experts: how many of them a token passes.
         expert_dim: hidden channels of each.
-        embedding_multiplier, residual_multiplier, logit_multiplier: fixed factors.
+        embedding_multiplier, residual_multiplier: fixed factors.
+        logits_scaling: what logits are divided by.
     """
 
     dim: int = 4096
@@ -45,7 +46,12 @@ class GraniteMoeHybridConfig(Mamba2Config):
     expert_dim: int = 768
     embedding_multiplier: float = 12.0
     residual_multiplier: float = 0.22
-    logit_multiplier: float = 0.0625
+    logits_scaling: float = 16.0
+
+    @property
+    def logit_multiplier(self) -> float:
+        """The factor that `ScaledLanguageModel` asks for."""
+        return 1 / self.logits_scaling
 
 
 class GraniteMoeHybridLanguageModel(ScaledLanguageModel):
@@ -165,7 +171,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         expert_dim=64,
         embedding_multiplier=2.0,
         residual_multiplier=0.5,
-        logit_multiplier=0.5,
+        logits_scaling=2.0,
     ),
     "granite_4.0_h_small": {},
     "granite_4.0_h_tiny": dict(
@@ -175,7 +181,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         experts=64,
         active_experts=6,
         expert_dim=512,
-        logit_multiplier=1 / 6,
+        logits_scaling=6.0,
     ),
 }
 

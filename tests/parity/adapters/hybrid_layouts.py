@@ -78,6 +78,7 @@ def granite_moe_hybrid(fixture: Fixture) -> dict[str, Any]:
         "embedding_multiplier": 1.0,
         "residual_multiplier": 1.0,
         "attention_multiplier": 1.0,
+        "logits_scaling": 1.0,
     }
     given = defaults | fixture.kwargs
     bias = given.pop("attention_bias", False)
@@ -96,7 +97,6 @@ def granite_moe_hybrid(fixture: Fixture) -> dict[str, Any]:
     known = {"mamba": "mamba", "linear_attention": "mamba", "attention": "attention", "full_attention": "attention"}
     layers = tuple(i for i, kind in enumerate(linear_layers(kinds, known)) if kind == "attention")
     heads, head_dim = given.pop("mamba_n_heads", 128), given.pop("mamba_d_head", "auto")
-    given["logit_multiplier"] = 1 / given.pop("logits_scaling", 1.0)
     names = {name: ours for name, ours in BAMBA_NAMES.items() if name not in ("intermediate_size", "mlp_bias")} | {
         "shared_intermediate_size": "mlp_dim",
         "intermediate_size": "expert_dim",
@@ -104,7 +104,7 @@ def granite_moe_hybrid(fixture: Fixture) -> dict[str, Any]:
         "num_experts_per_tok": "active_experts",
         "embedding_multiplier": "embedding_multiplier",
         "residual_multiplier": "residual_multiplier",
-        "logit_multiplier": "logit_multiplier",
+        "logits_scaling": "logits_scaling",
     }
     config = translate(given, names, ignored=BALANCE, only=SILU)
     inner = int(config.get("expand", 2) * config["dim"])

@@ -40,6 +40,18 @@ MANIFEST: dict[str, Entry] = {
     "falcon_h1": Entry("statescan.models.falcon_h1", ("falcon_h1_tiny", "falcon_h1_0.5b")),
     "nemotron_h": Entry("statescan.models.nemotron_h", ("nemotron_h_tiny", "nemotron_h_moe_tiny", "nemotron_h_8b")),
     "zamba": Entry("statescan.models.zamba", ("zamba_tiny", "zamba_7b")),
+    "mixture_of_mamba": Entry(
+        "statescan.models.mixture_of_mamba",
+        (
+            "mixture_of_mamba_tiny",
+            "mixture_of_mamba_speech_tiny",
+            "mixture_of_mamba_768",
+            "mixture_of_mamba_2048",
+        ),
+    ),
+    "transfusion_mamba": Entry(
+        "statescan.models.transfusion_mamba", ("transfusion_mamba_tiny", "transfusion_mamba_2048")
+    ),
     "based": Entry("statescan.models.based", ("based_tiny", "based_360m", "based_1b")),
     "seqboat": Entry("statescan.models.seqboat", ("seqboat_tiny", "seqboat_cifar")),
     "spacetime": Entry("statescan.models.spacetime", ("spacetime_tiny", "spacetime_1_block", "spacetime_2_blocks")),

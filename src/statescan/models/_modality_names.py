@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from statescan.models._published import mixer_from_published, mixer_to_published
+from statescan.models._huggingface_parts import by_layer, rename
+from statescan.models._published import add_prefix, mixer_from_published, mixer_to_published, split_prefix
 from statescan.models._registry import Tensors
 
 _SPLIT = {
@@ -46,3 +49,31 @@ def modality_mixer_to_published(tensors: Tensors) -> Tensors:
             dense[name] = tensor
     # a dense delta_bias is a bias of the step projection, which `mixer_to_published` looks for
     return mixer_to_published(dense) | published
+
+
+def from_published(tensors: Tensors, config: Any) -> Tensors:
+    """The blocks' published names within the layout of state-spaces language models, to ours.
+
+    Only the block was published; the shell's names are those of the code that it extends.
+    """
+    layers, outer = by_layer(tensors, "backbone.layers.")
+    ours: Tensors = {}
+    for index, block in layers.items():
+        mixer, others = split_prefix(block, "mixer.")
+        block = others | add_prefix(modality_mixer_from_published(mixer), "mixer.")
+        ours.update(add_prefix(block, f"stack.blocks.{index}."))
+    return ours | rename(outer, _OUTER)
+
+
+def to_published(tensors: Tensors, config: Any) -> Tensors:
+    """The inverse of `from_published`."""
+    layers, outer = by_layer(tensors, "stack.blocks.")
+    published: Tensors = {}
+    for index, block in layers.items():
+        mixer, others = split_prefix(block, "mixer.")
+        block = others | add_prefix(modality_mixer_to_published(mixer), "mixer.")
+        published.update(add_prefix(block, f"backbone.layers.{index}."))
+    return published | rename(outer, _OUTER, back=True)
+
+
+_OUTER = (("backbone.embedding.", "embedding."), ("backbone.norm_f.", "norm."), ("lm_head.", "head."))

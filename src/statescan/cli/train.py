@@ -1,5 +1,6 @@
 """Train models: on text (`language`), to classify sequences (`sequence`), on the Long Range Arena (`lra`), on generated
-tasks (`synthetic`), to forecast series (`forecast`), to act with memory (`reinforcement`).
+tasks (`synthetic`), to forecast series (`forecast`), to act with memory (`reinforcement`), on text and images
+(`multimodal`).
 
 examples:
   statescan train language --data book.txt --model mamba_tiny --steps 1000 --out runs/book
@@ -11,6 +12,7 @@ examples:
   statescan train synthetic --task induction_heads --out runs/induction
   statescan train forecast --data weather.csv --history 96 --horizon 24 --season 24 --out runs/weather
   statescan train reinforcement --environment repeat_previous --core s5 --out runs/repeat
+  statescan train multimodal --text book.txt --images digits --model mixture_of_mamba_tiny --out runs/both
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from statescan.tasks import (
     ForecastTraining,
     LanguageTraining,
     LRATraining,
+    MultimodalTraining,
     ReinforcementTraining,
     SequenceTraining,
     SyntheticTraining,
@@ -32,6 +35,7 @@ from statescan.tasks import (
     train_forecast,
     train_language,
     train_lra,
+    train_multimodal,
     train_reinforcement,
     train_sequence,
     train_synthetic,
@@ -103,6 +107,16 @@ def reinforcement(settings: Annotated[ReinforcementTraining, tyro.conf.arg(name=
     _report(train_reinforcement(settings), json)
 
 
+def multimodal(settings: Annotated[MultimodalTraining, tyro.conf.arg(name="")], *, json: bool = False) -> None:
+    """Train a model on interleaved text and images.
+
+    Args:
+        settings: of the run.
+        json: print data instead of a table.
+    """
+    _report(train_multimodal(settings), json)
+
+
 def _report(result: TrainingResult | ForecastResult | ReinforcementResult, json: bool) -> None:
     if not first_process():
         return
@@ -128,4 +142,5 @@ COMMANDS = {
     "synthetic": synthetic,
     "forecast": forecast,
     "reinforcement": reinforcement,
+    "multimodal": multimodal,
 }

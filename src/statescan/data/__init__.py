@@ -1,6 +1,7 @@
 """Data: readers of a user's text, and generators of the synthetic tasks."""
 
 from statescan.data._arena import ARENA, ArenaData, ArenaTask, arena_task, read_arena
+from statescan.data._captioned import CaptionedImages, PatchCodec, k_means, read_images
 from statescan.data._copying import Copying, SelectiveCopying, copying
 from statescan.data._induction import InductionHead, InductionHeads, induction_head_sequences
 from statescan.data._listops import LISTOPS_VOCABULARY, ListOps, evaluate_listops, listops_tokens, listops_value
@@ -41,6 +42,7 @@ __all__ = [
     "ArenaData",
     "ArenaTask",
     "AssociativeRecall",
+    "CaptionedImages",
     "ContinuedOrder",
     "Copying",
     "ForecastBatch",
@@ -53,6 +55,7 @@ __all__ = [
     "MetaCartPole",
     "MultiQueryRecall",
     "Passkey",
+    "PatchCodec",
     "PathfinderImage",
     "PathfinderSettings",
     "PhoneBook",
@@ -81,6 +84,7 @@ __all__ = [
     "evaluate_listops",
     "fingerprint",
     "induction_head_sequences",
+    "k_means",
     "listops_tokens",
     "listops_value",
     "memory_environment",
@@ -88,6 +92,7 @@ __all__ = [
     "pathfinder",
     "pathfinder_batch",
     "read_arena",
+    "read_images",
     "read_sequences",
     "read_series",
     "read_text",

@@ -7,6 +7,7 @@ from statescan.layers._butterfly import ButterflyTransform, butterfly_transform
 from statescan.layers._channel_mixers import MLP, GatedMLP
 from statescan.layers._companion import ClosedLoopCompanionSSM, CompanionMixer, CompanionSSM, DifferencingFilters
 from statescan.layers._convolution import CausalConv1d
+from statescan.layers._diffusion import TimeEmbedding, add_noise, denoise, signal_fraction
 from statescan.layers._dual_mixer import DualMixer, WeightedAverage
 from statescan.layers._experts import Experts, MixtureOfExperts, Router, squared_relu
 from statescan.layers._h3 import H3, ShiftKernel
@@ -88,15 +89,19 @@ __all__ = [
     "SlidingAttention",
     "State",
     "TaylorLinearAttention",
+    "TimeEmbedding",
     "WeightedAverage",
+    "add_noise",
     "build_mixer",
     "build_norm",
     "butterfly_transform",
     "check_mixer",
     "delta_bias",
+    "denoise",
     "initialise_language_model",
     "inverse_softplus",
     "rotate",
+    "signal_fraction",
     "squared_relu",
     "tridiagonal_solve",
 ]

@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from statescan.layers import ModalityGroups, State, build_norm, initialise_language_model
+from statescan.layers import ModalityGroups, State, TimeEmbedding, build_norm, denoise, initialise_language_model
 from statescan.models._modal_stack import ModalStack
 from statescan.models._modality_names import from_published, to_published
 from statescan.models._model import Model
-from statescan.models._noise_schedule import TimeEmbedding, denoise
 from statescan.models._registry import Family
 from statescan.models.mixture_of_mamba import MixtureOfMambaConfig, build_mixer
 

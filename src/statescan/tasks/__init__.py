@@ -5,6 +5,7 @@ from statescan.tasks.evaluation import LanguageScore, evaluate_language
 from statescan.tasks.forecasting import ForecastResult, ForecastTraining, forecast_series, train_forecast
 from statescan.tasks.language import LanguageTraining, train_language
 from statescan.tasks.lra import LRATraining, train_lra
+from statescan.tasks.multimodal import MultimodalTraining, train_multimodal
 from statescan.tasks.reinforcement import ReinforcementTraining, train_reinforcement
 from statescan.tasks.sequence import SequenceTraining, train_sequence
 from statescan.tasks.synthetic import SyntheticTraining, train_synthetic
@@ -15,6 +16,7 @@ __all__ = [
     "LRATraining",
     "LanguageScore",
     "LanguageTraining",
+    "MultimodalTraining",
     "ReinforcementTraining",
     "SequenceTraining",
     "SyntheticTraining",
@@ -24,6 +26,7 @@ __all__ = [
     "train_forecast",
     "train_language",
     "train_lra",
+    "train_multimodal",
     "train_reinforcement",
     "train_sequence",
     "train_synthetic",

@@ -2,15 +2,17 @@
 
 python -m benchmarks.mixture_of_mamba --out runs/mixture
 
-Text is the prose of Python's manual that the standard library holds (`pydoc_data.topics`); images are scikit-learn's 1,797
-handwritten digits, 16 patches of 2 x 2 pixels each; the last tenth of the text and a tenth of the images are held out. A
-sequence is 96 bytes of text that end with the digit's name, then the digit. Two forms: ``tokens`` (Chameleon: 64 image tokens,
-nats a token) and ``patches`` (Transfusion: continuous patches under a diffusion loss of weight 5, squared error of the noise).
+Text is the prose of Python's manual that the standard library holds (`pydoc_data.topics`); images are scikit-learn's
+1,797 handwritten digits, 16 patches of 2 x 2 pixels each; the last tenth of the text and a tenth of the images are
+held out. A sequence is 96 bytes of text that end with the digit's name, then the digit. Two forms: ``tokens``
+(Chameleon: 64 image tokens, nats a token) and ``patches`` (Transfusion: continuous patches under a diffusion loss of
+weight 5, squared error of the noise).
 
-All arms have the same depth, width, steps and batches; the better of the learning rates counts, by the held-out loss at the
-end; it is constant after a warm-up, so that every point of a curve is the end of a shorter training. A token passes as many
-parameters in each arm. ``FLOPs to the dense loss`` is the share of the dense arm's training FLOPs after which an arm's
-held-out loss (a mean of three evaluations) is that of the dense arm at its end. ``--ablation`` splits single projections too.
+All arms have the same depth, width, steps and batches; the better of the learning rates counts, by the held-out loss
+at the end; it is constant after a warm-up, so that every point of a curve is the end of a shorter training. A token
+passes as many parameters in each arm. ``FLOPs to the dense loss`` is the share of the dense arm's training FLOPs
+after which an arm's held-out loss (a mean of three evaluations) is that of the dense arm at its end. ``--ablation``
+splits single projections too.
 
 Finished trainings are kept in ``OUT/points.jsonl``: a killed run goes on there. Figures go to
 ``benchmarks/results/mixture_of_mamba.json`` and ``.md``. Liang et al. 2025, arXiv 2501.16295, sections 4 and 5.

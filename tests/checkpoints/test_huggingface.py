@@ -179,6 +179,21 @@ CONFIGS = {
         mamba_d_state=6,
         **_SPECIAL,
     ),
+    "zamba, nothing tied": lambda: transformers.ZambaConfig(
+        vocab_size=80,
+        hidden_size=32,
+        intermediate_size=48,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        num_hidden_layers=4,
+        layers_block_type=["hybrid", "mamba", "hybrid", "mamba"],
+        n_mamba_heads=1,
+        mamba_d_state=6,
+        hidden_act="silu",
+        tie_word_embeddings=False,
+        mamba_proj_bias=True,
+        **_SPECIAL,
+    ),
 }
 
 

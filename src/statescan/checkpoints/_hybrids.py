@@ -388,9 +388,12 @@ def read_zamba(config: Config) -> Config:
     else:
         hybrid = tuple(index for index, kind in enumerate(kinds) if kind == "hybrid")
     heads = config.get("num_attention_heads", 16)
+    # transformers shares the block only where it ties the head; the tensors know better, where there are some
+    blocks = 1 if ours["tie_embeddings"] else max(1, len(hybrid))
     return ours | {
         "norm_eps": config.get("rms_norm_eps", 1e-5),
         "hybrid_layers": hybrid,
+        "shared_blocks": config.get("num_mem_blocks", blocks),
         "heads": heads,
         "kv_heads": config.get("num_key_value_heads") or heads,
         "attention_head_dim": config.get("attention_head_dim") or 2 * ours["dim"] // heads,

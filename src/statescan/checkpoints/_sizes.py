@@ -122,6 +122,10 @@ def _outer(layout: str, tensors: Tensors) -> Config:
         for layer in layers.values():
             if "feed_forward.up_proj.weight" in layer:
                 found["intermediate_size"] = tensors[layer["feed_forward.up_proj.weight"]].shape[0]
+    if layout == "zamba":
+        name = "shared_transf.self_attn.o_proj.weight"
+        blocks = [tensors[layer[name]] for layer in layers.values() if name in layer]
+        found["num_mem_blocks"] = 1 if all(torch.equal(block, blocks[0]) for block in blocks) else len(blocks)
     if layout == "zamba2":
         for layer in layers.values():
             if "shared_transformer.feed_forward.down_proj.weight" in layer:

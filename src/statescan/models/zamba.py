@@ -27,6 +27,7 @@ class ZambaConfig(LanguageModelConfig):
     Arguments:
         mamba_heads: heads of the mixers.
         hybrid_layers: numbers of the layers before whose mixer the shared block is called.
+        shared_blocks: how many blocks there are, called in turn; 1 as published.
         heads, kv_heads, attention_head_dim: of the shared attention; head_dim None: 2 dim / heads.
         shared_mlp_dim, shared_activation: of the shared gated MLP.
     """
@@ -47,6 +48,7 @@ class ZambaConfig(LanguageModelConfig):
     bias: bool = False
     conv_bias: bool = True
     hybrid_layers: tuple[int, ...] = (2, *range(7, 76, 6))
+    shared_blocks: int = 1
     heads: int = 16
     kv_heads: int | None = None
     attention_head_dim: int | None = None
@@ -59,6 +61,8 @@ class ZambaConfig(LanguageModelConfig):
         beyond = [i for i in self.hybrid_layers if not 0 <= i < self.depth]
         if beyond:
             raise ValueError(f"hybrid_layers: {beyond} are not layers of a model of depth {self.depth}")
+        if self.shared_blocks < 1:
+            raise ValueError(f"shared_blocks: at least 1, got {self.shared_blocks}")
         if self.shared_activation not in ACTIVATIONS:
             raise ValueError(f"shared_activation: unknown {self.shared_activation!r}; known: {', '.join(ACTIVATIONS)}")
 
@@ -90,15 +94,18 @@ class ZambaLanguageModel(LanguageModel):
     family = "zamba"
 
     def __init__(self, config: ZambaConfig):
-        shared = SharedBlock(
-            config.dim,
-            config.heads,
-            kv_heads=config.kv_heads,
-            head_dim=config.shared_head_dim,
-            mlp_dim=config.shared_mlp_dim,
-            norm_eps=config.norm_eps,
-            activation=activation(config.shared_activation),
-        )
+        shared = [
+            SharedBlock(
+                config.dim,
+                config.heads,
+                kv_heads=config.kv_heads,
+                head_dim=config.shared_head_dim,
+                mlp_dim=config.shared_mlp_dim,
+                norm_eps=config.norm_eps,
+                activation=activation(config.shared_activation),
+            )
+            for _ in range(min(config.shared_blocks, len(config.hybrid_layers)))
+        ]
         layers = [
             SharedLayer(
                 RMSNorm(config.dim, config.norm_eps),
@@ -107,7 +114,7 @@ class ZambaLanguageModel(LanguageModel):
             )
             for index in range(config.depth)
         ]
-        super().__init__(config, SharedStack([shared] if config.hybrid_layers else [], layers))
+        super().__init__(config, SharedStack(shared, layers))
 
 
 # ---- published names -------------------------------------------------------------------------------------------------
@@ -156,44 +163,50 @@ def _mixer_to_published(mixer: Tensors, config: Any) -> Tensors:
 
 
 def from_published(tensors: Tensors, config: Any) -> Tensors:
-    """Hugging Face names to ours. The shared block is listed under every layer that calls it: the last is in force."""
+    """Hugging Face names to ours. A shared block is listed under every layer that calls it: the last is in force."""
     layers, outer = by_layer(tensors, "model.layers.")
+    calls = sorted(config.hybrid_layers)
     ours: Tensors = {}
-    shared: Tensors = {}
+    blocks: dict[int, Tensors] = {}
     for index, block in layers.items():
         prefix = f"stack.blocks.{index}."
         called, block = split_prefix(block, "shared_transf.")
-        shared |= called
+        if called:
+            blocks.setdefault(calls.index(index) % config.shared_blocks, {}).update(called)
         block = rename(block, (("mamba_decoder.", ""),))
         mixer, others = split_prefix(block, "mamba.")
         ours.update(add_prefix(_mixer_from_published(mixer), f"{prefix}mixer."))
         others = rename(others, (("linear.", "call.projection."), ("input_layernorm.", "norm.")))
         ours.update(add_prefix(others, prefix))
-    shared = fuse(fuse(shared, QKV, "mixer.input_projection"), GLU, "channel_mixer.input_projection")
-    return ours | add_prefix(rename(shared, SHARED_NAMES), "stack.shared.0.") | rename(outer, OUTER)
+    for number, shared in blocks.items():
+        shared = fuse(fuse(shared, QKV, "mixer.input_projection"), GLU, "channel_mixer.input_projection")
+        ours.update(add_prefix(rename(shared, SHARED_NAMES), f"stack.shared.{number}."))
+    return ours | rename(outer, OUTER)
 
 
 def to_published(tensors: Tensors, config: Any) -> Tensors:
-    """Our names to Hugging Face's, the shared block repeated under every layer that calls it."""
-    shared = split_prefix(tensors, "stack.shared.0.")[0]
-    head_dim = config.shared_head_dim
+    """Our names to Hugging Face's, a shared block repeated under every layer that calls it."""
+    blocks, tensors = by_layer(tensors, "stack.shared.")
+    head_dim, hidden = config.shared_head_dim, config.shared_mlp_dim
     keys = head_dim * (config.kv_heads or config.heads)
-    shared = split(shared, "mixer.input_projection", QKV, (head_dim * config.heads, keys, keys))
-    shared = split(shared, "channel_mixer.input_projection", GLU, (config.shared_mlp_dim, config.shared_mlp_dim))
-    shared = rename(shared, SHARED_NAMES, back=True)
+    for number, shared in blocks.items():
+        shared = split(shared, "mixer.input_projection", QKV, (head_dim * config.heads, keys, keys))
+        shared = split(shared, "channel_mixer.input_projection", GLU, (hidden, hidden))
+        blocks[number] = rename(shared, SHARED_NAMES, back=True)
+    calls = sorted(config.hybrid_layers)
     layers, outer = by_layer(tensors, "stack.blocks.")
     published: Tensors = {}
     for index, block in layers.items():
         mixer, others = split_prefix(block, "mixer.")
-        called = index in config.hybrid_layers
+        called = index in calls
         prefix = f"model.layers.{index}."
         inner = prefix + ("mamba_decoder." if called else "")
         published.update(add_prefix(_mixer_to_published(mixer, config), f"{inner}mamba."))
         published.update(add_prefix(split_prefix(others, "norm.")[0], f"{inner}input_layernorm."))
         if called:
             published.update(add_prefix(split_prefix(others, "call.projection.")[0], f"{prefix}linear."))
+            shared = blocks.get(calls.index(index) % config.shared_blocks, {})
             published.update(add_prefix(shared, f"{prefix}shared_transf."))
-    outer = {name: tensor for name, tensor in outer.items() if not name.startswith("stack.")}
     return published | rename(outer, OUTER, back=True)
 
 

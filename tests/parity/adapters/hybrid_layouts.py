@@ -278,6 +278,8 @@ def zamba(fixture: Fixture) -> dict[str, Any]:
             f"hidden_act={config['shared_activation']!r} is not supported; supported: {tuple(ACTIVATIONS)}"
         )
     config["hybrid_layers"] = tuple(i for i, kind in enumerate(layers) if kind == "hybrid")
+    if not config["tie_embeddings"]:  # the class ties the blocks of several calls only where it ties the head
+        config["shared_blocks"] = max(1, len(config["hybrid_layers"]))
     return run(fixture, "zamba", config)
 
 

@@ -102,6 +102,7 @@ def _shorter(words):
     kinds = {
         "language": SMALL_TEXT,
         "forecast": SMALL,
+        "multimodal": SMALL,
         "reinforcement": SMALL_AGENT,
         "sequence": SMALL_SEQUENCES,
         "lra": SMALL_ARENA,

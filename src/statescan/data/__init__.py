@@ -1,6 +1,7 @@
 """Data: readers of a user's text, and generators of the synthetic tasks."""
 
 from statescan.data._arena import ARENA, ArenaData, ArenaTask, arena_task, read_arena
+from statescan.data._captioned import CaptionedImages, PatchCodec, k_means, read_images
 from statescan.data._challenge import (
     ChallengeWeights,
     LabelAccuracy,
@@ -76,6 +77,7 @@ __all__ = [
     "ArenaTask",
     "AssociativeRecall",
     "BandReduction",
+    "CaptionedImages",
     "ChallengeWeights",
     "ContinuedOrder",
     "Copying",
@@ -92,6 +94,7 @@ __all__ = [
     "MetaCartPole",
     "MultiQueryRecall",
     "Passkey",
+    "PatchCodec",
     "PathfinderImage",
     "PathfinderSettings",
     "PhoneBook",
@@ -125,6 +128,7 @@ __all__ = [
     "evaluate_listops",
     "fingerprint",
     "induction_head_sequences",
+    "k_means",
     "label_accuracy",
     "listops_tokens",
     "listops_value",
@@ -140,6 +144,7 @@ __all__ = [
     "read_arena",
     "read_challenge_weights",
     "read_cube",
+    "read_images",
     "read_record",
     "read_record_header",
     "read_records",

@@ -425,6 +425,29 @@ _SYSTEMS = (
             "the challenge's score by its definition",
         ),
     ),
+    System(
+        "hybrid",
+        "Jamba (Lieber et al., 2024); Zamba (Glorioso et al., 2024); Zamba2 (Glorioso et al., 2024); Bamba (2024); "
+        "Falcon-H1 (Zuo et al., 2025); Nemotron-H (NVIDIA, 2025); Granite 4 (IBM, 2025)",
+        ("jamba", "zamba", "zamba2", "bamba", "falcon_h1", "nemotron_h", "granitemoehybrid"),
+        (
+            "logits of the published classes",
+            "exact parameter counts",
+            "Hugging Face checkpoints both ways: the same logits and greedy text",
+            "prefill and steps equal one pass",
+        ),
+    ),
+    System(
+        "mixture_of_mamba",
+        "Mixture-of-Mamba: Enhancing Multi-Modal State-Space Models with Modality-Aware Sparsity (Liang et al., 2025)",
+        ("mixture_of_mamba", "transfusion_mamba"),
+        (
+            "outputs of the published block",
+            "exact parameter counts",
+            "equal copies are the dense block; a token costs as much",
+            "a split model knows more of two interleaved vocabularies at equal steps",
+        ),
+    ),
 )
 
 

@@ -6,6 +6,7 @@ from statescan.tasks.evaluation import LanguageScore, evaluate_language
 from statescan.tasks.forecasting import ForecastResult, ForecastTraining, forecast_series, train_forecast
 from statescan.tasks.language import LanguageTraining, train_language
 from statescan.tasks.lra import LRATraining, train_lra
+from statescan.tasks.multimodal import MultimodalTraining, train_multimodal
 from statescan.tasks.records import RecordAnswer, RecordTraining, classify_record, train_records
 from statescan.tasks.reinforcement import ReinforcementTraining, train_reinforcement
 from statescan.tasks.sequence import SequenceTraining, train_sequence
@@ -18,6 +19,7 @@ __all__ = [
     "LRATraining",
     "LanguageScore",
     "LanguageTraining",
+    "MultimodalTraining",
     "RecordAnswer",
     "RecordTraining",
     "ReinforcementTraining",
@@ -33,6 +35,7 @@ __all__ = [
     "train_hyperspectral",
     "train_language",
     "train_lra",
+    "train_multimodal",
     "train_records",
     "train_reinforcement",
     "train_sequence",

@@ -17,6 +17,7 @@ from statescan.generation._sampling import (
 )
 from statescan.generation._session import GenerationState
 from statescan.generation._text import TextStream, Tokenizer
+from statescan.generation._verification import Verification, verify_greedy, verify_matching, verify_rounds
 
 __all__ = [
     "Batching",
@@ -30,6 +31,7 @@ __all__ = [
     "Stream",
     "TextStream",
     "Tokenizer",
+    "Verification",
     "generate",
     "keep_min_p",
     "keep_top_k",
@@ -42,4 +44,7 @@ __all__ = [
     "sample",
     "stream",
     "uniform",
+    "verify_greedy",
+    "verify_matching",
+    "verify_rounds",
 ]

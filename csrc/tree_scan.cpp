@@ -40,11 +40,13 @@ struct Heads {
             const float* c = C + (row * groups + group) * state_dim;
             float* out = y + (row * heads + h) * head_dim;
             for (int64_t p = 0; p < head_dim; ++p) out[p] = D ? D[D_per_channel ? h * head_dim + p : h] * u[p] : 0.0f;
+            float passed = 0.0f;  // the decay from j to i, summed on the way up: a difference of totals would lose digits
             for (int64_t j = i; j >= 0; j = above[j]) {
                 const int64_t from = batch * nodes + j;
                 const float* v = x + (from * heads + h) * head_dim;
-                const float weight = std::exp(total[i] - total[j]) * delta[from * heads + h] *
+                const float weight = std::exp(passed) * delta[from * heads + h] *
                                      dot(c, B + (from * groups + group) * state_dim, state_dim);
+                passed += delta[from * heads + h] * A[h];
                 for (int64_t p = 0; p < head_dim; p += kLanes) {
                     const int some = int(std::min<int64_t>(kLanes, head_dim - p));
                     store_some(out + p, load_some(out + p, some) + weight * load_some(v + p, some), some);

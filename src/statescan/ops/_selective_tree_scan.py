@@ -35,7 +35,7 @@ def selective_tree_scan(
     delta_softplus: bool = False,
     initial_state: Tensor | None = None,
 ) -> Tensor:
-    """`selective_scan` along every path of a tree: ``h_i = exp(d_i A) h_parent(i) + d_i B_i x_i``, ``y_i = C_i h_i + D x_i``.
+    """`selective_scan` along every path of a tree: ``h_i = exp(d_i A) h_parent(i) + d_i B_i x_i``.
 
     Arguments:
         x: (batch, nodes, channels); float32, bfloat16, float16 or float64.
@@ -175,7 +175,7 @@ def _levels(
     above = parents.expand(batch, nodes)
     states = torch.cat([state[:, None], torch.zeros_like(drive)], dim=1)
     depths = tree_depths(above)
-    for depth in range(1, int(depths.max()) + 1 if nodes else 1):
+    for depth in range(1, int(depths.max()) + 1 if depths.numel() else 1):
         rows, level = (depths == depth).nonzero(as_tuple=True)
         now = decay[rows, level] * states[rows, above[rows, level] + 1] + drive[rows, level]
         states = states.index_put((rows, level + 1), now)

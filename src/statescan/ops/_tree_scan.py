@@ -197,13 +197,11 @@ def _matrices(
 ) -> tuple[Tensor]:
     """``Y = ((C B^T) o L o exp(a_i - a_j)) (D X) + diag(exp a) C h0^T`` a head."""
     wide = step.dtype
-    batch, nodes, heads, head_dim = x.shape
     groups = B.shape[2]
-    per_group = heads // max(groups, 1)
-    mask = tree_mask(parents)  # ([batch,] nodes, nodes)
-    mask = mask[:, None] if mask.ndim == 3 else mask
+    per_group = x.shape[2] // max(groups, 1)
+    mask = tree_mask(parents if parents.ndim == 2 else parents[None])[:, None]  # (batch or 1, 1, nodes, nodes)
     u = x.to(wide)
-    a = (step * A).transpose(1, 2) @ mask.to(wide).reshape(-1, nodes, nodes).transpose(1, 2)  # (batch, heads, nodes)
+    a = (step * A).transpose(1, 2) @ mask[:, 0].to(wide).transpose(1, 2)  # (batch, heads, nodes)
     # Off the path the difference may be large and positive: masked before the exponential, not after.
     decay = torch.exp((a[..., :, None] - a[..., None, :]).masked_fill(~mask, -_INFINITY))
     b, c = (w.to(wide).transpose(1, 2) for w in (B, C))  # (batch, groups, nodes, state_dim)

@@ -1,5 +1,6 @@
 """Continuing text: sampling, streaming, batches of unequal prompts, states that are stored and resumed."""
 
+from statescan.generation._drafts import Draft, DraftSession, ModelDraft, NGramDraft, TokenTree
 from statescan.generation._engine import FinishReason, Generation, Piece, Stream, generate, stream
 from statescan.generation._prefill import Batching, prefill
 from statescan.generation._progress import progress_bar
@@ -16,20 +17,28 @@ from statescan.generation._sampling import (
     uniform,
 )
 from statescan.generation._session import GenerationState
+from statescan.generation._speculative import SpeculationCounts, SpeculativeStream
 from statescan.generation._text import TextStream, Tokenizer
 from statescan.generation._verification import Verification, verify_greedy, verify_matching, verify_rounds
 
 __all__ = [
     "Batching",
+    "Draft",
+    "DraftSession",
     "FinishReason",
     "Generation",
     "GenerationState",
+    "ModelDraft",
+    "NGramDraft",
     "Piece",
     "Prompts",
     "SamplingConfig",
+    "SpeculationCounts",
+    "SpeculativeStream",
     "Stop",
     "Stream",
     "TextStream",
+    "TokenTree",
     "Tokenizer",
     "Verification",
     "generate",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,10 @@ from statescan.generation._sampling import SamplingConfig, next_tokens
 from statescan.generation._session import GenerationState, pad_recent, unpad
 from statescan.generation._text import CONTEXT, TextStream, Tokenizer
 from statescan.layers import State
+
+if TYPE_CHECKING:
+    from statescan.generation._drafts import Draft
+    from statescan.generation._speculative import Acceptance
 
 FinishReason = Literal["length", "stop"]
 
@@ -232,6 +236,8 @@ def stream(
     prefill_chunk: int = 2048,
     batching: Batching = "packed",
     keep_states: bool = False,
+    draft: Draft | None = None,
+    acceptance: Acceptance = "matching",
 ) -> Stream:
     """Continue prompts, handing out each token as it comes; see `generate` for the arguments.
 
@@ -274,9 +280,7 @@ def stream(
         sequences.append(
             _Sequence(index, seeds[index], drawn[index], max_new_tokens, deque(recent[index], CONTEXT), text)
         )
-    return Stream(
-        model,
-        sequences,
+    options: dict[str, Any] = dict(
         prompts=encoded,
         state=None if state is None else state.model.to(device),
         seen=_seen(encoded, state, vocabulary, device) if repetition_penalty != 1 else None,
@@ -287,6 +291,11 @@ def stream(
         batching=batching,
         keep_states=keep_states or len(encoded) == 1,
     )
+    if draft is None:
+        return Stream(model, sequences, **options)
+    from statescan.generation._speculative import SpeculativeStream
+
+    return SpeculativeStream(model, sequences, draft=draft, acceptance=acceptance, **options)
 
 
 def generate(
@@ -306,6 +315,8 @@ def generate(
     prefill_chunk: int = 2048,
     batching: Batching = "packed",
     keep_states: bool = False,
+    draft: Draft | None = None,
+    acceptance: Acceptance = "matching",
     progress: bool = False,
 ) -> list[Generation]:
     """Continue one or several prompts; each gets what it would get alone.
@@ -325,6 +336,11 @@ def generate(
         prefill_chunk: tokens of prompts read at a time; bounds the memory of a long prompt.
         batching: how prompts of unequal lengths are read, ``"packed"`` or ``"left"`` (padded).
         keep_states: hand out where each continuation can go on.
+        draft: guesses tokens for the model to verify, several a pass (`NGramDraft`, `ModelDraft`): what comes out is
+            what would come out without, sooner if the guesses are good.
+        acceptance: ``matching`` takes a guess that is the very token the model draws: the same tokens as without a
+            draft, for any draft. ``rounds`` accepts guesses of a draft that draws them by the ratio of probabilities:
+            other tokens, of the same distribution, more of them a pass.
         progress: show a progress bar, if the error output is a terminal.
 
     Returns one `Generation` a prompt, in order.
@@ -345,6 +361,8 @@ def generate(
         prefill_chunk=prefill_chunk,
         batching=batching,
         keep_states=keep_states,
+        draft=draft,
+        acceptance=acceptance,
     )
     count = len(pieces._running)
     tokens: list[list[int]] = [[] for _ in range(count)]

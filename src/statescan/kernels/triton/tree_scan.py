@@ -1,4 +1,4 @@
-"""The scan along every path of a token tree on a GPU: one quadratic form a head, as a chunk of `ssd` with the tree's mask."""
+"""The scan along every path of a token tree on a GPU: a quadratic form a head, as in `ssd`, with the tree's mask."""
 
 from __future__ import annotations
 

@@ -100,15 +100,14 @@ def test_the_tokens_are_those_of_plain_decoding(name, settings):
 
 def test_stop_strings_and_lengths_end_a_sequence_in_the_middle_of_a_pass():
     model = _models.build("mamba2_tiny")
-    (plain,) = generate(model, "ab", tokenizer=ByteTokenizer(), max_new_tokens=12, temperature=0)
+    settings = dict(tokenizer=ByteTokenizer(), temperature=0)
+    (plain,) = generate(model, "ab", max_new_tokens=12, **settings)
     for length in range(1, 8):
-        (result,) = generate(
-            model, "ab", max_new_tokens=length, temperature=0, draft=ModelDraft(model), tokenizer=ByteTokenizer()
-        )
+        (result,) = generate(model, "ab", max_new_tokens=length, draft=ModelDraft(model), **settings)
         assert result.tokens == plain.tokens[:length]
     stop = plain.tokens[4]
-    (want,) = generate(model, "ab", tokenizer=ByteTokenizer(), max_new_tokens=12, temperature=0, stop=[stop])
-    (have,) = generate(model, "ab", max_new_tokens=12, stop=[stop], **settings)
+    (want,) = generate(model, "ab", max_new_tokens=12, stop=[stop], **settings)
+    (have,) = generate(model, "ab", max_new_tokens=12, stop=[stop], draft=ModelDraft(model), **settings)
     assert (have.tokens, have.text, have.finish_reason) == (want.tokens, want.text, "stop")
 
 

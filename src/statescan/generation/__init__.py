@@ -1,7 +1,15 @@
 """Continuing text: sampling, streaming, batches of unequal prompts, states that are stored and resumed."""
 
+from statescan.generation import _token_filters as token_filters
 from statescan.generation._drafts import Draft, DraftSession, ModelDraft, NGramDraft, TokenTree
 from statescan.generation._engine import FinishReason, Generation, Piece, Stream, generate, stream
+from statescan.generation._long_context import (
+    ChannelCalibration,
+    LongContext,
+    LongContextTable,
+    align_thresholds,
+    calibrate_long_context,
+)
 from statescan.generation._prefill import Batching, prefill
 from statescan.generation._progress import progress_bar
 from statescan.generation._prompts import Prompts, Stop
@@ -23,11 +31,14 @@ from statescan.generation._verification import Verification, verify_greedy, veri
 
 __all__ = [
     "Batching",
+    "ChannelCalibration",
     "Draft",
     "DraftSession",
     "FinishReason",
     "Generation",
     "GenerationState",
+    "LongContext",
+    "LongContextTable",
     "ModelDraft",
     "NGramDraft",
     "Piece",
@@ -41,6 +52,8 @@ __all__ = [
     "TokenTree",
     "Tokenizer",
     "Verification",
+    "align_thresholds",
+    "calibrate_long_context",
     "generate",
     "keep_min_p",
     "keep_top_k",
@@ -52,6 +65,7 @@ __all__ = [
     "progress_bar",
     "sample",
     "stream",
+    "token_filters",
     "uniform",
     "verify_greedy",
     "verify_matching",

@@ -249,7 +249,7 @@ def call_tree_scan(dtype: torch.dtype, *, nodes: int, heads: int = 24, columns: 
         empty(2, nodes, 1, states, dtype=dtype),
         empty(heads, dtype=wide),
         empty(2, heads, columns, states, dtype=wide),
-        torch.arange(-1, nodes - 1),
+        torch.ones(nodes, nodes, dtype=torch.bool).tril(),
     )
 
 

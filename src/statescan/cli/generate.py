@@ -32,6 +32,8 @@ def run(
     draft_branching: tuple[int, ...] = (3, 2, 1),
     draft_nodes: int = 16,
     acceptance: Literal["matching", "rounds"] = "matching",
+    long_context: str | None = None,
+    decay_threshold: float = 0.05,
     device: str | None = None,
     json: bool = False,
 ) -> None:
@@ -74,6 +76,9 @@ def run(
         draft_nodes: tokens of a dynamic tree.
         acceptance: accept guesses that are the tokens the model draws, or (static, chain) by the ratio of probabilities:
             as good a sample of the model, but another text than without a draft.
+        long_context: filter tokens of a prompt far beyond the training length: auto for the calibration beside the model
+            (`statescan calibrate longmamba`), or its file.
+        decay_threshold: with it, channels are filtered of whose state more than this is left after the training length.
         device: such as cpu or cuda:0; by default a GPU if there is one.
         json: print data instead of text.
     """
@@ -100,7 +105,8 @@ def run(
         state=before,
         prefill_chunk=prefill_chunk,
     )
-    settings |= dict(acceptance=acceptance)
+    filtering = _language.long_context(long_context, model, decay_threshold=decay_threshold)
+    settings |= dict(acceptance=acceptance, long_context=filtering)
     if draft is not None:
         settings["draft"] = _draft(
             draft, draft_tree, draft_depth, draft_branching, draft_nodes, acceptance, device=device

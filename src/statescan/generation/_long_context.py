@@ -258,8 +258,7 @@ def _record(model: Any, mixers: Mapping[str, Any], tokens: Tensor) -> dict[str, 
 
     with _hooked(mixers, {name: recorder(name) for name in mixers}), torch.no_grad():
         model(tokens[None], last=1)
-    # A mixer that several layers share is called by each in turn: what it saw in one is as good as in another.
-    return {name: torch.cat(parts)[: tokens.shape[0] * len(parts)] for name, parts in recorded.items()}
+    return {name: parts[0] for name, parts in recorded.items()}  # of a mixer that is called repeatedly, the first time
 
 
 def _slowest(mixer: Any) -> Tensor:

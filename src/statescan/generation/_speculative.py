@@ -134,7 +134,8 @@ class SpeculativeStream(Stream):
         tree = row.session.propose(sequence.remaining - 1)
         tokens = torch.tensor([tree.tokens], device=self._last.device)
         parents = torch.tensor(tree.parents, device=self._last.device)
-        logits, row.trace = forward_tree(self._model, tokens, parents, row.state)
+        with self._filtered([sequence]):
+            logits, row.trace = forward_tree(self._model, tokens, parents, row.state)
         mask = ops.tree_mask(parents)
         seen = self._seen_at_nodes(row, tokens[0], mask)
         processed = process_logits(logits[0, :, : self._vocabulary], self._sampling, seen)

@@ -234,8 +234,14 @@ def _cpu_accepts(*args: Any) -> str | None:
 
 
 _triton = triton_implementation("tree_scan", _triton_accepts)
+
+
+def _triton_forward(*args: Any) -> tuple[Tensor]:
+    return _triton.forward(*args[:-1], tree_mask(args[-1]))
+
+
 OPERATOR.implementations += [
     Implementation("cpu", _cpu_accepts, cpu_tree_scan.forward, _gradient),
-    Implementation("triton", _triton_accepts, _triton.forward, _gradient),
+    Implementation("triton", _triton_accepts, _triton_forward, _gradient),
     Implementation("reference", lambda *args: None, _matrices, _gradient),
 ]

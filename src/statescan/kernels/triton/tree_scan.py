@@ -62,18 +62,17 @@ def tree_kernel(
 
 
 def forward(
-    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, state: Tensor | None, parents: Tensor
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, state: Tensor | None, mask: Tensor
 ) -> tuple[Tensor]:
-    """The registered operator's body: (y,)."""
-    from statescan.ops import tree_mask
-
+    """(y,); `mask` ([batch,] nodes, nodes) says which nodes are on the path to each, instead of their parents."""
     batch, nodes, heads, columns = x.shape
     states = B.shape[3]
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     if not x.numel():
         return (y,)
     x, delta, B, C = (t if t.stride(-1) == 1 else t.contiguous() for t in (x, delta, B, C))
-    mask = tree_mask(parents).to(torch.uint8).contiguous()
+    own = mask.ndim == 3
+    mask = mask.to(torch.uint8).contiguous()
     block_l = power_of_two(nodes, 16, 128)
     block_p = power_of_two(columns, 16, 64 if block_l <= 64 else 32)
     block_n = power_of_two(states, 16, 64 if block_l <= 64 else 32)
@@ -82,7 +81,7 @@ def forward(
             x, delta, A.contiguous(), B, C, None if D is None else D.contiguous(),
             None if state is None else state.contiguous(), mask, y,
             stride(x), stride(x, 1), stride(x, 2), stride(delta), stride(delta, 1), stride(B), stride(B, 1), stride(B, 2),
-            stride(C), stride(C, 1), stride(C, 2), nodes * nodes if parents.ndim == 2 else 0,
+            stride(C), stride(C, 1), stride(C, 2), nodes * nodes if own else 0,
             heads // B.shape[2], nodes, columns, states,
             D_COLUMNS=D is not None and D.ndim == 2, BLOCK_L=block_l, BLOCK_P=block_p, BLOCK_N=block_n,
             num_warps=4 if block_l <= 32 else 8, **FUSED,

@@ -92,13 +92,13 @@ def test_rules_keep_the_tail(batch):
 
 
 def test_the_steps_kept_of_a_longer_sequence_sum_to_the_budget():
-    train = steps(length=2000, channels=8)[0]
+    train = steps(length=20_000, channels=8)[0]
     A = -torch.linspace(0.01, 0.1, 8)
-    found = align_thresholds(train, A, train_length=2000, lengths=(1000, 2000, 4000, 10000), clamp_top=1e-4)
+    found = align_thresholds(train, A, train_length=20_000, lengths=(10_000, 20_000, 40_000, 80_000), clamp_top=1e-4)
     assert found.threshold[:2].eq(0).all()
     assert found.share[:2].eq(1).all()
     torch.testing.assert_close(found.log_decay, found.budget * A)
-    for row, length in ((2, 4000), (3, 10000)):
+    for row, length in ((2, 40_000), (3, 80_000)):
         longer = steps(length=length, channels=8, seed=1)
         kept = (longer * token_filters.keep_above(longer, found.threshold[row])).sum(1)[0]
         assert ((kept / found.budget - 1).abs() < 0.1).all()
@@ -266,14 +266,7 @@ def test_a_state_after_a_filtered_prompt_goes_on_with_ordinary_steps():
             "the calibration is another model's",
         ),
         (
-            lambda m: generate(
-                m,
-                [1],
-                long_context=LongContext(
-                    table_of(statescan.create_model("hybrid_tiny", dim=32, depth=3, layout=("mamba",)))
-                ),
-                max_new_tokens=1,
-            ),
+            lambda m: generate(m, [1], long_context=LongContext(table_of(_models.build("mamba_tiny", depth=3)))),
             ValueError,
             "of 3 mixers, where this one has 2",
         ),

@@ -417,7 +417,8 @@ _SYSTEMS = (
     ),
     System(
         "longmamba",
-        "LongMamba: Enhancing Mamba's Long-Context Capabilities via Training-Free Receptive Field Enlargement (Ye et al., 2025)",
+        "LongMamba: Enhancing Mamba's Long-Context Capabilities via Training-Free Receptive Field Enlargement "
+        "(Ye et al., 2025)",
         (),
         (
             "rules, thresholds and filtered outputs of the published code",

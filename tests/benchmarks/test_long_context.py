@@ -30,7 +30,7 @@ def test_losses_and_measures_of_both_models(task, model, tmp_path):
 def test_the_whole_of_it_goes_on_where_it_stood(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(_measure, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(long_context, "THRESHOLDS", (0.05, 0.0))
-    monkeypatch.setattr(long_context, "CHOSEN_AT", 768)
+    monkeypatch.setattr(long_context, "CHOSEN_AT", 2)
     arguments = [
         "--out",
         str(tmp_path),
@@ -54,3 +54,11 @@ def test_the_whole_of_it_goes_on_where_it_stood(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "points.jsonl").read_text() == points
     assert (tmp_path / "results" / "long_context.md").is_file()
     assert "fraction of digits right" in capsys.readouterr().out
+
+
+def test_marked_digits_stand_where_they_are_said_to():
+    tokens, digits = long_context.marked_digits(50, 32, seed=0)
+    for row, wanted in zip(tokens.tolist(), digits.tolist(), strict=True):
+        mark = row.index(long_context.MARK)
+        assert row[mark + 1 : mark + 4] == wanted
+        assert row[-3:] == [long_context.ASK, *wanted[:2]]

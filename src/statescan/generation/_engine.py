@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +19,11 @@ from statescan.generation._sampling import SamplingConfig, next_tokens
 from statescan.generation._session import GenerationState, pad_recent, unpad
 from statescan.generation._text import CONTEXT, TextStream, Tokenizer
 from statescan.layers import State
+
+if TYPE_CHECKING:
+    from statescan.generation._drafts import Draft
+    from statescan.generation._long_context import LongContext
+    from statescan.generation._speculative import Acceptance
 
 FinishReason = Literal["length", "stop"]
 
@@ -66,6 +72,7 @@ class _Sequence:
     remaining: int
     recent: deque[int]
     text: TextStream | None
+    length: int = 0  # tokens of its prompt
 
 
 class Stream(Iterator[Piece]):
@@ -85,6 +92,7 @@ class Stream(Iterator[Piece]):
         prefill_chunk: int,
         batching: Batching,
         keep_states: bool,
+        long_context: LongContext | None = None,
     ) -> None:
         self._model = model
         self._running = sequences
@@ -97,6 +105,7 @@ class Stream(Iterator[Piece]):
         self._prefill_chunk = prefill_chunk
         self._batching: Batching = batching
         self._keep_states = keep_states
+        self._long_context = long_context
         self._last = torch.empty(0, dtype=torch.int64)
         self._leaving: list[int] = []
         self._finished: dict[int, GenerationState] = {}
@@ -133,16 +142,11 @@ class Stream(Iterator[Piece]):
     def _advance(self) -> None:
         """One step for every running sequence."""
         if self._prompts is not None:
-            logits, self._state = prefill(
-                self._model,
-                self._prompts,
-                self._state,
-                chunk=self._prefill_chunk,
-                batching=self._batching,
-            )
+            logits, self._state = self._read(self._prompts)
             self._prompts = None
         else:
-            logits, self._state = self._model.step(self._last, self._state)
+            with self._filtered(self._running):
+                logits, self._state = self._model.step(self._last, self._state)
         self._last = next_tokens(
             logits[:, : self._vocabulary],  # an embedding may be padded with rows that stand for nothing
             self._sampling,
@@ -158,6 +162,26 @@ class Stream(Iterator[Piece]):
             self._pieces.append(piece)
             if piece.finish_reason is not None:
                 self._leaving.append(row)
+
+    def _read(self, prompts: list[list[int]]) -> tuple[Tensor, State]:
+        """Logits after the prompts, and the state; with filters for their lengths, each prompt by itself."""
+        options: dict[str, Any] = dict(chunk=self._prefill_chunk, batching=self._batching)
+        if self._long_context is None:
+            return prefill(self._model, prompts, self._state, **options)
+        logits, states = [], []
+        for row, (prompt, sequence) in enumerate(zip(prompts, self._running, strict=True)):
+            before = None if self._state is None else self._state.select([row])
+            with self._long_context.applied(self._model, [sequence.length]):
+                found, after = prefill(self._model, [prompt], before, **options)
+            logits.append(found)
+            states.append(after)
+        return torch.cat(logits), State.concatenate(states)
+
+    def _filtered(self, sequences: Sequence[_Sequence]) -> contextlib.AbstractContextManager[None]:
+        """While tokens of these sequences are generated, the filters that were in force for their prompts."""
+        if self._long_context is None or not self._long_context.generation:
+            return contextlib.nullcontext()
+        return self._long_context.applied(self._model, [sequence.length for sequence in sequences])
 
     def _accept(self, sequence: _Sequence, token: int) -> Piece:
         """Count a new token in, and see whether it ends the sequence."""
@@ -232,6 +256,9 @@ def stream(
     prefill_chunk: int = 2048,
     batching: Batching = "packed",
     keep_states: bool = False,
+    draft: Draft | None = None,
+    acceptance: Acceptance = "matching",
+    long_context: LongContext | None = None,
 ) -> Stream:
     """Continue prompts, handing out each token as it comes; see `generate` for the arguments.
 
@@ -272,11 +299,17 @@ def stream(
         if tokenizer is not None:
             text = TextStream(tokenizer, stop=stop_strings, context=recent[index], held=held[index])
         sequences.append(
-            _Sequence(index, seeds[index], drawn[index], max_new_tokens, deque(recent[index], CONTEXT), text)
+            _Sequence(
+                index,
+                seeds[index],
+                drawn[index],
+                max_new_tokens,
+                deque(recent[index], CONTEXT),
+                text,
+                len(encoded[index]),
+            )
         )
-    return Stream(
-        model,
-        sequences,
+    options: dict[str, Any] = dict(
         prompts=encoded,
         state=None if state is None else state.model.to(device),
         seen=_seen(encoded, state, vocabulary, device) if repetition_penalty != 1 else None,
@@ -286,7 +319,13 @@ def stream(
         prefill_chunk=prefill_chunk,
         batching=batching,
         keep_states=keep_states or len(encoded) == 1,
+        long_context=long_context,
     )
+    if draft is None:
+        return Stream(model, sequences, **options)
+    from statescan.generation._speculative import SpeculativeStream
+
+    return SpeculativeStream(model, sequences, draft=draft, acceptance=acceptance, **options)
 
 
 def generate(
@@ -306,6 +345,9 @@ def generate(
     prefill_chunk: int = 2048,
     batching: Batching = "packed",
     keep_states: bool = False,
+    draft: Draft | None = None,
+    acceptance: Acceptance = "matching",
+    long_context: LongContext | None = None,
     progress: bool = False,
 ) -> list[Generation]:
     """Continue one or several prompts; each gets what it would get alone.
@@ -325,6 +367,13 @@ def generate(
         prefill_chunk: tokens of prompts read at a time; bounds the memory of a long prompt.
         batching: how prompts of unequal lengths are read, ``"packed"`` or ``"left"`` (padded).
         keep_states: hand out where each continuation can go on.
+        draft: guesses tokens for the model to verify, several a pass (`NGramDraft`, `ModelDraft`): what comes out is
+            what would come out without, sooner if the guesses are good.
+        acceptance: ``matching`` takes a guess that is the very token the model draws: the same tokens as without a
+            draft, for any draft. ``rounds`` accepts guesses of a draft that draws them by the ratio of probabilities:
+            other tokens, of the same distribution, more of them a pass.
+        long_context: have channels of long memory pass unimportant tokens by, in prompts far longer than the model was
+            trained on (`LongContext`); what is read now counts as the prompt.
         progress: show a progress bar, if the error output is a terminal.
 
     Returns one `Generation` a prompt, in order.
@@ -345,6 +394,9 @@ def generate(
         prefill_chunk=prefill_chunk,
         batching=batching,
         keep_states=keep_states,
+        draft=draft,
+        acceptance=acceptance,
+        long_context=long_context,
     )
     count = len(pieces._running)
     tokens: list[list[int]] = [[] for _ in range(count)]

@@ -87,7 +87,7 @@ class ResidualBlock(nn.Module):
         if self.mixer is None:
             return self._channels(residual), State()
         mixed, trace = forward_tree(self.mixer, self._normed(self.norm, residual), parents, state)
-        return self._channels(residual + mixed), trace
+        return self._channels(residual + self._scaled(mixed)), trace
 
     def replay(self, trace: State, path: Tensor, state: State) -> State:
         """The mixer's state after a path."""

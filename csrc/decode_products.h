@@ -38,6 +38,10 @@ struct Scratch {
     float* scores;              // attention
 };
 
+// Weights come from memory once, in order: asked for this many bytes before they are used, pages' ends cost no wait.
+constexpr int kAhead = 2048;
+inline void prefetch(const void* p) { __builtin_prefetch(p); }
+
 // ---- one row -------------------------------------------------------------------------------------------------
 
 inline Block dot_float32(const uint8_t* block, const float* x, int64_t begin, int64_t end) {
@@ -45,8 +49,10 @@ inline Block dot_float32(const uint8_t* block, const float* x, int64_t begin, in
     vfloat sums[4][kPartsOfBlock] = {};
     int64_t k = begin;
     for (; k + 4 <= end; k += 4, w += 4 * kBlock)
-        for (int i = 0; i < 4; ++i)
+        for (int i = 0; i < 4; ++i) {
+            prefetch(reinterpret_cast<const uint8_t*>(w + i * kBlock) + kAhead);
             for (int p = 0; p < kPartsOfBlock; ++p) sums[i][p] += load(w + i * kBlock + p * kLanes) * x[k + i];
+        }
     for (; k < end; ++k, w += kBlock)
         for (int p = 0; p < kPartsOfBlock; ++p) sums[0][p] += load(w + p * kLanes) * x[k];
     Block out;
@@ -63,12 +69,14 @@ inline Block dot_bfloat16(const uint8_t* block, const float* x, int64_t begin, i
     vfloat sums[4][kPartsOfBlock] = {};
     int64_t k = begin;
     for (; k + 4 <= end; k += 4, w += 8 * kBlock)
-        for (int i = 0; i < 2; ++i)
+        for (int i = 0; i < 2; ++i) {
+            prefetch(w + i * 4 * kBlock + kAhead);
             for (int p = 0; p < kPartsOfBlock; ++p) {
                 const vint pair = load_int(w + i * 4 * kBlock + p * 4 * kLanes);
                 sums[2 * i][p] += low_half(pair) * x[k + 2 * i];
                 sums[2 * i + 1][p] += high_half(pair) * x[k + 2 * i + 1];
             }
+        }
     for (; k < end; k += 2, w += 4 * kBlock)
         for (int p = 0; p < kPartsOfBlock; ++p) {
             const vint pair = load_int(w + p * 4 * kLanes);
@@ -124,15 +132,26 @@ inline float split_activations(const float* x, int64_t begin, int64_t end, int64
     for (; k < end; ++k) most = std::max(most, std::fabs(x[k]));
     const float scale = most > 0 ? most / 32512.0f : 1.0f, inverse = 1.0f / scale;
     const int64_t stop = begin + round_up(end - begin, group);
+    k = begin;
+#if defined(__AVX512F__)
+    for (; k + kLanes <= end; k += kLanes) {
+        const vint whole = (vint)_mm512_maskz_cvtps_epi32(kAllLanes, (__m512)(load(x + k) * inverse));
+        const vint high = (whole + 128) >> 8, low = whole - (high << 8);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(s.high + k), _mm512_maskz_cvtepi32_epi8(kAllLanes, (__m512i)high));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(s.low + k), _mm512_maskz_cvtepi32_epi8(kAllLanes, (__m512i)low));
+    }
+#endif
+    for (; k < stop; ++k) {
+        const int32_t whole = k < end ? int32_t(std::nearbyint(x[k] * inverse)) : 0;
+        const int32_t high = (whole + 128) >> 8;
+        s.high[k] = int8_t(high);
+        s.low[k] = int8_t(whole - 256 * high);
+    }
     for (int64_t g = begin; g < stop; g += group) {
         int32_t high_sum = 0, low_sum = 0;
         for (int64_t i = g; i < g + group; ++i) {
-            const int32_t whole = i < end ? int32_t(std::nearbyint(x[i] * inverse)) : 0;
-            const int32_t high = (whole + 128) >> 8, low = whole - 256 * high;
-            s.high[i] = int8_t(high);
-            s.low[i] = int8_t(low);
-            high_sum += high;
-            low_sum += low;
+            high_sum += s.high[i];
+            low_sum += s.low[i];
         }
         s.high_sums[g / group] = high_sum;
         s.low_sums[g / group] = low_sum;
@@ -156,30 +175,28 @@ STATESCAN_VNNI inline __m512i four_bytes(const int8_t* p) {
     return _mm512_set1_epi32(bits);
 }
 
-// `count` blocks at once share the broadcast activations.
-template <int count>
-STATESCAN_VNNI inline void dot_int8_vnni(const uint8_t* block, int64_t stride, const Scratch& s, int64_t begin,
-                                         int64_t end, float scale, Block* out) {
-    __m512i high[count], low[count];
-    for (int b = 0; b < count; ++b) high[b] = low[b] = _mm512_setzero_si512();
+STATESCAN_VNNI inline Block dot_int8_vnni(const uint8_t* block, const Scratch& s, int64_t begin, int64_t end,
+                                          int32_t high_sum, int32_t low_sum, float scale) {
+    __m512i high = _mm512_setzero_si512(), low = high, high2 = high, low2 = high;
     const uint8_t* w = block + begin * kBlock;
-    for (int64_t k = begin; k < end; k += 4, w += 4 * kBlock) {
-        const __m512i h = four_bytes(s.high + k), l = four_bytes(s.low + k);
-        for (int b = 0; b < count; ++b) {
-            const __m512i weights = _mm512_loadu_si512(w + b * stride);
-            high[b] = _mm512_dpbusd_epi32(high[b], weights, h);
-            low[b] = _mm512_dpbusd_epi32(low[b], weights, l);
-        }
+    int64_t k = begin;
+    for (; k + 8 <= end; k += 8, w += 8 * kBlock) {
+        prefetch(w + kAhead);
+        prefetch(w + kAhead + 64);
+        const __m512i first = _mm512_loadu_si512(w), second = _mm512_loadu_si512(w + 64);
+        high = _mm512_dpbusd_epi32(high, first, four_bytes(s.high + k));
+        low = _mm512_dpbusd_epi32(low, first, four_bytes(s.low + k));
+        high2 = _mm512_dpbusd_epi32(high2, second, four_bytes(s.high + k + 4));
+        low2 = _mm512_dpbusd_epi32(low2, second, four_bytes(s.low + k + 4));
     }
-    int32_t high_sum = 0, low_sum = 0;
-    for (int64_t g = begin / 4; g < (end + 3) / 4; ++g) {
-        high_sum += s.high_sums[g];
-        low_sum += s.low_sums[g];
+    for (; k < end; k += 4, w += 4 * kBlock) {
+        const __m512i weights = _mm512_loadu_si512(w);
+        high = _mm512_dpbusd_epi32(high, weights, four_bytes(s.high + k));
+        low = _mm512_dpbusd_epi32(low, weights, four_bytes(s.low + k));
     }
-    for (int b = 0; b < count; ++b) {
-        const vfloat first = to_vfloat((vint)high[b] - 128 * high_sum), second = to_vfloat((vint)low[b] - 128 * low_sum);
-        out[b].part[0] = (first * 256.0f + second) * scale;
-    }
+    const vfloat first = to_vfloat((vint)high + (vint)high2 - 128 * high_sum);
+    const vfloat second = to_vfloat((vint)low + (vint)low2 - 128 * low_sum);
+    return Block{{(first * 256.0f + second) * scale}};
 }
 
 STATESCAN_VNNI inline Block dot_int4_vnni(const uint8_t* block, const Scratch& s, int64_t begin, int64_t end,
@@ -191,6 +208,7 @@ STATESCAN_VNNI inline Block dot_int4_vnni(const uint8_t* block, const Scratch& s
     for (int64_t k = begin; k < end; k += group, w += bytes) {
         __m512i high = _mm512_setzero_si512(), low = high, high2 = high, low2 = high;
         for (int64_t j = 0; j < group; j += 8) {
+            prefetch(w + 2 * kBlock + j * kBlock / 2 + kAhead);
             const __m512i eight = _mm512_loadu_si512(w + 2 * kBlock + j * kBlock / 2);
             const __m512i first = _mm512_and_si512(eight, nibble);
             const __m512i second = _mm512_and_si512(_mm512_srli_epi32(eight, 4), nibble);
@@ -305,20 +323,15 @@ inline void product_of_one(const Matrix& w, const float* x, Range depth, Range b
     const int64_t bytes = block_bytes(w);
     const bool first = depth.begin == 0, quantised = w.format == kWeightsInt8 || w.format == kWeightsInt4;
     [[maybe_unused]] float scale = 1;
-    if (quantised && has_vnni()) scale = split_activations(x, depth.begin, depth.end, depth_step(w), s);
-    int64_t b = blocks.begin;
-#if defined(STATESCAN_VNNI)
+    const int64_t group = w.format == kWeightsInt4 ? w.group : kUnit;
+    if (quantised && has_vnni()) scale = split_activations(x, depth.begin, depth.end, group, s);
+    int32_t high_sum = 0, low_sum = 0;
     if (w.format == kWeightsInt8 && has_vnni())
-        for (; b + 4 <= blocks.end; b += 4) {
-            Block out[4];
-            dot_int8_vnni<4>(w.data + b * bytes, bytes, s, depth.begin, depth.end, scale, out);
-            for (int i = 0; i < 4; ++i) {
-                out[i].part[0] *= load(w.scales + (b + i) * kBlock);
-                put(w, b + i, first, out[i], to, 0);
-            }
+        for (int64_t g = depth.begin / kUnit; g < (depth.end + kUnit - 1) / kUnit; ++g) {
+            high_sum += s.high_sums[g];
+            low_sum += s.low_sums[g];
         }
-#endif
-    for (; b < blocks.end; ++b) {
+    for (int64_t b = blocks.begin; b < blocks.end; ++b) {
         const uint8_t* block = w.data + b * bytes;
         Block out;
         if (w.format == kWeightsFloat32) {
@@ -327,7 +340,7 @@ inline void product_of_one(const Matrix& w, const float* x, Range depth, Range b
             out = dot_bfloat16(block, x, depth.begin, depth.end);
         } else if (w.format == kWeightsInt8) {
 #if defined(STATESCAN_VNNI)
-            if (has_vnni()) dot_int8_vnni<1>(block, bytes, s, depth.begin, depth.end, scale, &out);
+            if (has_vnni()) out = dot_int8_vnni(block, s, depth.begin, depth.end, high_sum, low_sum, scale);
             else
 #endif
                 out = dot_int8(block, x, depth.begin, depth.end);

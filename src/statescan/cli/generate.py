@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -27,6 +27,7 @@ def run(
     save_state: Path | None = None,
     prefill_chunk: int = 2048,
     device: str | None = None,
+    native: Literal["auto", "off", "float32", "bfloat16", "int8", "int4"] = "auto",
     json: bool = False,
 ) -> None:
     r"""Continue a text with a language model.
@@ -58,6 +59,8 @@ def run(
         save_state: write where the continuation can go on to this file.
         prefill_chunk: tokens of a prompt read at a time.
         device: such as cpu or cuda:0; by default a GPU if there is one.
+        native: the CPU's decode engine: auto uses it where it knows the model, with weights as they are; a type packs
+            them so and refuses what it does not know; off leaves the model to PyTorch.
         json: print data instead of text.
     """
     from statescan import generation
@@ -70,6 +73,8 @@ def run(
     if save_state is not None and len(texts) > 1:
         raise ValueError(f"save-state: it holds one continuation, but {len(texts)} prompts were given")
     loaded, chosen = _language.load(model, tokenizer, device=device)
+    if native != "off" and (native != "auto" or not generation.native_reason(loaded)):
+        loaded = generation.compile_for_generation(loaded, None if native == "auto" else native, release=True)
     settings: dict[str, Any] = dict(
         tokenizer=chosen,
         max_new_tokens=max_new_tokens,

@@ -99,6 +99,20 @@ class CompiledModel:
         """A place to decode from: a state, as the model's own layers have it, or so many sequences at their beginning."""
         return Session(self, self.initial_state(state) if isinstance(state, int) else state)
 
+    def begin(
+        self, prompts: Sequence[Sequence[int]], state: State | None = None, *, chunk: int = 2048
+    ) -> tuple[Tensor, Session]:
+        """Read non-empty prompts of any lengths: logits after the last token of each, and the session there."""
+        if min(map(len, prompts)) == max(map(len, prompts)):
+            session = self.session(len(prompts) if state is None else state)
+            return session.read(torch.tensor([list(prompt) for prompt in prompts]), chunk=chunk)[:, 0], session
+        rows, after = [], []
+        for index, prompt in enumerate(prompts):
+            session = self.session(1 if state is None else state.select([index]))
+            rows.append(session.read(torch.tensor([list(prompt)]), chunk=chunk)[:, 0])
+            after.append(session.state())
+        return torch.cat(rows), self.session(State.concatenate(after))
+
     def __call__(
         self,
         tokens: Tensor,
@@ -123,9 +137,7 @@ class CompiledModel:
         session = self.session(state)
         return session.step(tokens), session.state()
 
-    def _packed(
-        self, tokens: Tensor, state: State | None, bounds: list[int], last: int | None
-    ) -> tuple[Tensor, State]:
+    def _packed(self, tokens: Tensor, state: State | None, bounds: list[int], last: int | None) -> tuple[Tensor, State]:
         if last is not None and last != 1:
             raise ValueError(f"last: with offsets the native engine gives the last position or all, got {last}")
         before = self.initial_state(len(bounds) - 1) if state is None else state
@@ -169,22 +181,25 @@ class Session:
         self._workspace = self._sized(self._workspace, self.batch_size, 1)
         return self._advance(tokens[:, None], 1, self._workspace)[:, 0]
 
-    def read(self, tokens: Tensor, *, last: int = 1) -> Tensor:
+    def read(self, tokens: Tensor, *, last: int = 1, chunk: int = _ROWS) -> Tensor:
         """Prompts of one length, (batch, length) -> logits of the last positions (batch, last, vocabulary).
 
-        Memory does not grow with the length, but for an attention layer's cache.
+        Memory does not grow with the length, but for an attention layer's cache: `chunk` tokens, at most 512, are read
+        at a time.
         """
         self._check(tokens, 2)
         length = tokens.shape[1]
         if not 0 <= last <= length:
             raise ValueError(f"last: from 0 to the {length} positions read, got {last}")
-        columns = max(1, _ROWS // self.batch_size)
+        columns = max(1, min(chunk, _ROWS) // self.batch_size)
         workspace = None
         parts = []
         for start in range(0, length, columns):
             stop = min(start + columns, length)
             workspace = self._sized(workspace, self.batch_size * min(columns, length), stop - start)
-            parts.append(self._advance(tokens[:, start:stop], max(0, min(stop - start, last - (length - stop))), workspace))
+            parts.append(
+                self._advance(tokens[:, start:stop], max(0, min(stop - start, last - (length - stop))), workspace)
+            )
         return parts[-1] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def _advance(self, tokens: Tensor, last: int, workspace: tuple[int, int, int, Tensor]) -> Tensor:
@@ -218,7 +233,9 @@ class Session:
         if tokens.shape[0] != self.batch_size:
             raise ValueError(f"tokens: the session has {self.batch_size} sequences, got {tokens.shape[0]}")
 
-    def _sized(self, workspace: tuple[int, int, int, Tensor] | None, rows: int, more: int) -> tuple[int, int, int, Tensor]:
+    def _sized(
+        self, workspace: tuple[int, int, int, Tensor] | None, rows: int, more: int
+    ) -> tuple[int, int, int, Tensor]:
         """Room for `more` entries in the caches, and a workspace for so many rows."""
         entries = self._grow(self._cached + more)
         threads = cpu.threads()

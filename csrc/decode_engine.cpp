@@ -58,10 +58,12 @@ Rows take_rows(Pieces& from, const Sizes& z) {
 Scratch take_scratch(Pieces& from, const Sizes& z) {
     Scratch s{};
     s.row = from.take<float>(z.widest);
-    s.high = from.take<int8_t>(z.widest + kUnit);
-    s.low = from.take<int8_t>(z.widest + kUnit);
-    s.high_sums = from.take<int32_t>(z.widest / 4 + kUnit);
-    s.low_sums = from.take<int32_t>(z.widest / 4 + kUnit);
+    s.widest = z.widest;
+    s.high = from.take<int8_t>(z.rows * z.widest);
+    s.low = from.take<int8_t>(z.rows * z.widest);
+    s.high_sums = from.take<int32_t>(z.rows * (z.widest / 32));
+    s.low_sums = from.take<int32_t>(z.rows * (z.widest / 32));
+    s.scales = from.take<float>(z.rows);
     s.half = from.take<uint16_t>(z.rows > 1 ? z.rows * z.widest : 0);
     s.panel = from.take<float>(z.rows > 1 ? kTileBlocks * kBlock * z.widest : 0);
     s.scores = from.take<float>(z.scores + kLanes);

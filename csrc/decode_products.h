@@ -31,15 +31,26 @@ inline int64_t block_bytes(const Matrix& w) {
 // A thread's own memory for what it makes of activations and weights before it multiplies.
 struct Scratch {
     float* row;                 // (widest): a normalised row
-    int8_t *high, *low;         // (widest): activations as 256 high + low, both signed bytes
-    int32_t *high_sums, *low_sums;  // (widest / 8): of each group of columns
+    int8_t *high, *low;         // (rows, widest): activations as 256 high + low, both signed bytes
+    int32_t *high_sums, *low_sums;  // (rows, widest / 32): of each group of columns
+    float* scales;              // (rows): of activations
+    int64_t widest;
+
+    Scratch of_row(int64_t m) const {  // for the split activations alone
+        Scratch row = *this;
+        row.high += m * widest;
+        row.low += m * widest;
+        row.high_sums += m * (widest / 32);
+        row.low_sums += m * (widest / 32);
+        return row;
+    }
     uint16_t* half;             // (rows, widest): activations in bfloat16
     float* panel;               // (kTileBlocks * 16, widest): weights in float32
     float* scores;              // attention
 };
 
 // Weights come from memory once, in order: asked for this many bytes before they are used, pages' ends cost no wait.
-constexpr int kAhead = 2048;
+constexpr int kAhead = 1024;
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
 
 // ---- one row -------------------------------------------------------------------------------------------------
@@ -169,6 +180,14 @@ inline bool has_bf16() {
     return has;
 }
 
+// In place: GCC 12 moves the sums of an intrinsic in and out of a register at each of these.
+STATESCAN_VNNI inline void add_bytes(__m512i& sum, __m512i unsigned_bytes, __m512i signed_bytes) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(unsigned_bytes), "v"(signed_bytes));
+}
+STATESCAN_BF16 inline void add_pairs(__m512& sum, __m512i one, __m512i other) {
+    asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(one), "v"(other));
+}
+
 STATESCAN_VNNI inline __m512i four_bytes(const int8_t* p) {
     int32_t bits;
     std::memcpy(&bits, p, 4);
@@ -184,15 +203,15 @@ STATESCAN_VNNI inline Block dot_int8_vnni(const uint8_t* block, const Scratch& s
         prefetch(w + kAhead);
         prefetch(w + kAhead + 64);
         const __m512i first = _mm512_loadu_si512(w), second = _mm512_loadu_si512(w + 64);
-        high = _mm512_dpbusd_epi32(high, first, four_bytes(s.high + k));
-        low = _mm512_dpbusd_epi32(low, first, four_bytes(s.low + k));
-        high2 = _mm512_dpbusd_epi32(high2, second, four_bytes(s.high + k + 4));
-        low2 = _mm512_dpbusd_epi32(low2, second, four_bytes(s.low + k + 4));
+        add_bytes(high, first, four_bytes(s.high + k));
+        add_bytes(low, first, four_bytes(s.low + k));
+        add_bytes(high2, second, four_bytes(s.high + k + 4));
+        add_bytes(low2, second, four_bytes(s.low + k + 4));
     }
     for (; k < end; k += 4, w += 4 * kBlock) {
         const __m512i weights = _mm512_loadu_si512(w);
-        high = _mm512_dpbusd_epi32(high, weights, four_bytes(s.high + k));
-        low = _mm512_dpbusd_epi32(low, weights, four_bytes(s.low + k));
+        add_bytes(high, weights, four_bytes(s.high + k));
+        add_bytes(low, weights, four_bytes(s.low + k));
     }
     const vfloat first = to_vfloat((vint)high + (vint)high2 - 128 * high_sum);
     const vfloat second = to_vfloat((vint)low + (vint)low2 - 128 * low_sum);
@@ -211,11 +230,11 @@ STATESCAN_VNNI inline Block dot_int4_vnni(const uint8_t* block, const Scratch& s
             prefetch(w + 2 * kBlock + j * kBlock / 2 + kAhead);
             const __m512i eight = _mm512_loadu_si512(w + 2 * kBlock + j * kBlock / 2);
             const __m512i first = _mm512_and_si512(eight, nibble);
-            const __m512i second = _mm512_and_si512(_mm512_srli_epi32(eight, 4), nibble);
-            high = _mm512_dpbusd_epi32(high, first, four_bytes(s.high + k + j));
-            low = _mm512_dpbusd_epi32(low, first, four_bytes(s.low + k + j));
-            high2 = _mm512_dpbusd_epi32(high2, second, four_bytes(s.high + k + j + 4));
-            low2 = _mm512_dpbusd_epi32(low2, second, four_bytes(s.low + k + j + 4));
+            const __m512i second = _mm512_and_si512(_mm512_maskz_srli_epi32(kAllLanes, eight, 4), nibble);
+            add_bytes(high, first, four_bytes(s.high + k + j));
+            add_bytes(low, first, four_bytes(s.low + k + j));
+            add_bytes(high2, second, four_bytes(s.high + k + j + 4));
+            add_bytes(low2, second, four_bytes(s.low + k + j + 4));
         }
         // At most 15 * 32640 * 64, so that everything stays whole until here.
         const int32_t offset = 8 * (256 * s.high_sums[k / group] + s.low_sums[k / group]);
@@ -259,21 +278,115 @@ template <int NB, int MR>
 STATESCAN_BF16 inline void tile_bfloat16(const uint16_t* w, int64_t stride, const uint16_t* x, int64_t ldx,
                                          int64_t depth, Block* out) {
     __m512 sums[MR][NB];
+#pragma GCC unroll 8
     for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 8
         for (int b = 0; b < NB; ++b) sums[m][b] = _mm512_setzero_ps();
     for (int64_t k = 0; k < depth; k += 2, w += 2 * kBlock) {
-        __m512bh weights[NB];
-        for (int b = 0; b < NB; ++b) weights[b] = (__m512bh)_mm512_loadu_si512(w + b * stride);
+        __m512i weights[NB];
+#pragma GCC unroll 8
+        for (int b = 0; b < NB; ++b) weights[b] = _mm512_loadu_si512(w + b * stride);
 #pragma GCC unroll 8
         for (int m = 0; m < MR; ++m) {
             int32_t bits;
             std::memcpy(&bits, x + m * ldx + k, 4);
-            const __m512bh value = (__m512bh)_mm512_set1_epi32(bits);
-            for (int b = 0; b < NB; ++b) sums[m][b] = _mm512_dpbf16_ps(sums[m][b], weights[b], value);
+            const __m512i value = _mm512_set1_epi32(bits);
+#pragma GCC unroll 8
+            for (int b = 0; b < NB; ++b) add_pairs(sums[m][b], weights[b], value);
         }
     }
+#pragma GCC unroll 8
     for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 8
         for (int b = 0; b < NB; ++b) out[m * NB + b].part[0] = (vfloat)sums[m][b];
+}
+#endif
+
+#if defined(STATESCAN_VNNI)
+template <int NB, int MR>
+STATESCAN_VNNI inline void tile_int8(const uint8_t* w, int64_t stride, const Scratch& s, int64_t m, Range depth, Block* out) {
+    __m512i high[MR][NB], low[MR][NB];
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 8
+        for (int b = 0; b < NB; ++b) high[i][b] = low[i][b] = _mm512_setzero_si512();
+    const int8_t *h = s.high + m * s.widest, *l = s.low + m * s.widest;
+    w += depth.begin * kBlock;
+    for (int64_t k = depth.begin; k < depth.end; k += 4, w += 4 * kBlock) {
+        __m512i weights[NB];
+#pragma GCC unroll 8
+        for (int b = 0; b < NB; ++b) weights[b] = _mm512_loadu_si512(w + b * stride);
+#pragma GCC unroll 8
+        for (int i = 0; i < MR; ++i) {
+            const __m512i first = four_bytes(h + i * s.widest + k), second = four_bytes(l + i * s.widest + k);
+#pragma GCC unroll 8
+            for (int b = 0; b < NB; ++b) add_bytes(high[i][b], weights[b], first);
+#pragma GCC unroll 8
+            for (int b = 0; b < NB; ++b) add_bytes(low[i][b], weights[b], second);
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; ++i) {
+        const Scratch row = s.of_row(m + i);
+        int32_t high_sum = 0, low_sum = 0;
+        for (int64_t g = depth.begin / kUnit; g < (depth.end + kUnit - 1) / kUnit; ++g) {
+            high_sum += row.high_sums[g];
+            low_sum += row.low_sums[g];
+        }
+#pragma GCC unroll 8
+        for (int b = 0; b < NB; ++b) {
+            const vfloat first = to_vfloat((vint)high[i][b] - 128 * high_sum);
+            const vfloat second = to_vfloat((vint)low[i][b] - 128 * low_sum);
+            out[i * NB + b].part[0] = (first * 256.0f + second) * s.scales[m + i];
+        }
+    }
+}
+
+template <int NB, int MR>
+STATESCAN_VNNI inline void tile_int4(const uint8_t* w, int64_t stride, const Scratch& s, int64_t m, Range depth,
+                                     int64_t group, Block* out) {
+    const int64_t bytes = 2 * kBlock + group * kBlock / 2;
+    const __m512i nibble = _mm512_set1_epi8(15);
+    vfloat sums[MR][NB] = {};
+    const int8_t *h = s.high + m * s.widest, *l = s.low + m * s.widest;
+    w += depth.begin / group * bytes;
+    for (int64_t k = depth.begin; k < depth.end; k += group, w += bytes) {
+        __m512i high[MR][NB], low[MR][NB];
+#pragma GCC unroll 8
+        for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 8
+            for (int b = 0; b < NB; ++b) high[i][b] = low[i][b] = _mm512_setzero_si512();
+        for (int64_t j = 0; j < group; j += 4) {
+            __m512i weights[NB];
+#pragma GCC unroll 8
+            for (int b = 0; b < NB; ++b) {
+                const __m512i eight = _mm512_loadu_si512(w + b * stride + 2 * kBlock + j / 8 * 4 * kBlock);
+                weights[b] = _mm512_and_si512(_mm512_maskz_srli_epi32(kAllLanes, eight, j & 4), nibble);
+            }
+#pragma GCC unroll 8
+            for (int i = 0; i < MR; ++i) {
+                const __m512i first = four_bytes(h + i * s.widest + k + j), second = four_bytes(l + i * s.widest + k + j);
+#pragma GCC unroll 8
+                for (int b = 0; b < NB; ++b) add_bytes(high[i][b], weights[b], first);
+#pragma GCC unroll 8
+                for (int b = 0; b < NB; ++b) add_bytes(low[i][b], weights[b], second);
+            }
+        }
+#pragma GCC unroll 8
+        for (int b = 0; b < NB; ++b) {
+            const vfloat scale = load_as_float(reinterpret_cast<const bfloat16*>(w + b * stride));
+#pragma GCC unroll 8
+            for (int i = 0; i < MR; ++i) {
+                const int64_t at = (m + i) * (s.widest / 32) + k / group;
+                const int32_t offset = 8 * (256 * s.high_sums[at] + s.low_sums[at]);
+                sums[i][b] += to_vfloat(((vint)high[i][b] << 8) + (vint)low[i][b] - offset) * scale;
+            }
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 8
+        for (int b = 0; b < NB; ++b) out[i * NB + b].part[0] = sums[i][b] * s.scales[m + i];
 }
 #endif
 
@@ -415,6 +528,37 @@ inline void product_panel_bfloat16(const Matrix& w, int64_t b, const uint16_t* x
 }
 #endif
 
+#if defined(STATESCAN_VNNI)
+constexpr int kQuantisedRows = 4;
+
+template <int NB, int MR>
+STATESCAN_VNNI inline void quantised_tiles(const Matrix& w, int64_t b, const Scratch& s, int64_t m, Range depth,
+                                           const Target& to) {
+    const int64_t stride = block_bytes(w);
+    const uint8_t* panel = w.data + b * stride;
+    Block out[NB * MR];
+    if (w.format == kWeightsInt4) {
+        tile_int4<NB, MR>(panel, stride, s, m, depth, w.group, out);
+    } else {
+        tile_int8<NB, MR>(panel, stride, s, m, depth, out);
+        for (int j = 0; j < NB; ++j)
+            for (int i = 0; i < MR; ++i) out[i * NB + j].part[0] *= load(w.scales + (b + j) * kBlock);
+    }
+    put_tile<NB, MR>(w, b, depth.begin == 0, out, to, m);
+}
+
+template <int NB>
+inline void product_panel_quantised(const Matrix& w, int64_t b, const Scratch& s, int64_t rows, Range depth,
+                                    const Target& to) {
+    for (int64_t m = 0; m < rows;) {
+        with_rows<kQuantisedRows>(rows - m, [&](auto size) {
+            quantised_tiles<NB, decltype(size)::value>(w, b, s, m, depth, to);
+            m += decltype(size)::value;
+        });
+    }
+}
+#endif
+
 // y[rows, blocks of sixteen] = x[rows, depth] W^T, written to or added to `to`. `depth` begins at a multiple of kUnit.
 inline void product(const Matrix& w, const float* x, int64_t ldx, int64_t rows, Range depth, Range blocks,
                     const Target& to, const Scratch& s, bool dot_bfloat16) {
@@ -426,6 +570,20 @@ inline void product(const Matrix& w, const float* x, int64_t ldx, int64_t rows, 
     }
     if (rows == 1) return product_of_one(w, x, depth, blocks, to, s);
     int64_t b = blocks.begin;
+#if defined(STATESCAN_VNNI)
+    if ((w.format == kWeightsInt8 || w.format == kWeightsInt4) && has_vnni()) {
+        const int64_t group = w.format == kWeightsInt4 ? w.group : kUnit;
+        for (int64_t m = 0; m < rows; ++m)
+            s.scales[m] = split_activations(x + m * ldx, depth.begin, depth.end, group, s.of_row(m));
+        const int64_t step = w.format == kWeightsInt4 ? 2 : 3;  // the registers hold so many blocks
+        for (; b + step <= blocks.end; b += step) {
+            if (step == 2) product_panel_quantised<2>(w, b, s, rows, depth, to);
+            else product_panel_quantised<3>(w, b, s, rows, depth, to);
+        }
+        for (; b < blocks.end; ++b) product_panel_quantised<1>(w, b, s, rows, depth, to);
+        return;
+    }
+#endif
 #if defined(STATESCAN_BF16)
     if (dot_bfloat16 && w.format == kWeightsBFloat16 && has_bf16()) {
         const int64_t width = round_up(depth.end - depth.begin, kLanes);

@@ -51,7 +51,8 @@ def save(
     """
     if layout == "gguf":
         kind = _dtype_name(model)
-        return _gguf.write(model, path, dtype=kind if kind in _gguf.TYPES else "float32")
+        _gguf.write(model, path, dtype=kind if kind in _gguf.TYPES else "float32")
+        return
     config, tensors = _export(model, layout)
     with new_folder(path) as folder:
         _write(config, tensors, folder, layout, max_shard_bytes)

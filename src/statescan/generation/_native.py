@@ -84,7 +84,7 @@ class CompiledModel:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of packed weights, which every token reads once."""
+        """Bytes of weights, which every token (of all sequences together) reads once."""
         return self.plan.nbytes
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -246,6 +246,11 @@ class Session:
         measure(self.compiled.plan.address, rows, entries, threads, ctypes.addressof(size))
         memory = torch.zeros(size.value // 4 + 16)
         return rows, entries, threads, memory[-memory.data_ptr() % 64 // 4 :]  # from a cache line on
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the state."""
+        return sum(tensor.nbytes for tensors in self._tensors for tensor in tensors.values())
 
     # ---- states ------------------------------------------------------------------------------------------------
 

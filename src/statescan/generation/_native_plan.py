@@ -180,7 +180,7 @@ def _channels_unsupported(channel_mixer: Any) -> str:
 
 
 class Plan:
-    """A model's packed weights. `address` is what the engine is given; `nbytes` is what a token reads of weights."""
+    """A model's packed weights. `address` is what the engine is given; `nbytes` is what every token reads of it."""
 
     def __init__(self, model: Any, kind: WeightType, group: int, *, release: bool):
         self.kind, self.group, self._release = kind, group, release
@@ -196,12 +196,13 @@ class Plan:
                 layers.append(self._mlp(block.channel_mixer, block.channel_norm))
                 self.layers.append((index, None))
         array = (_Layer * max(1, len(layers)))(*layers)
-        embedding = model.embedding.weight.detach()
+        embedding = model.embedding.weight.detach().contiguous()  # of which a token reads one row
         head = self._matrix(model.head.weight, model.head.bias)
         if release and model.head.weight is not model.embedding.weight:
             model.head.weight.data = torch.empty(0, dtype=embedding.dtype)
+        self._kept += [array, embedding]
         self._plan = _Plan(
-            self._keep(embedding.contiguous()),
+            embedding.data_ptr(),
             cpu.DTYPES[embedding.dtype],
             embedding.shape[1],
             len(layers),
@@ -210,11 +211,11 @@ class Plan:
             head,
             1,
         )
-        self._kept.append(array)
         self.address = ctypes.addressof(self._plan)
 
     def _keep(self, tensor: Tensor) -> int:
         self._kept.append(tensor)
+        self.nbytes += tensor.nbytes
         return tensor.data_ptr()
 
     def _floats(self, tensor: Tensor | None, multiple: int = 1) -> int | None:
@@ -227,7 +228,6 @@ class Plan:
     def _matrix(self, weight: Tensor, bias: Tensor | None = None, *, kind: WeightType | None = None) -> _Matrix:
         kind = kind or self.kind
         packed, scales = pack(weight.detach(), kind, self.group)
-        self.nbytes += packed.nbytes + (0 if scales is None else scales.nbytes)
         rows, columns = weight.shape
         return _Matrix(
             self._keep(packed),

@@ -17,6 +17,7 @@ WEIGHT_TYPES: tuple[WeightType, ...] = ("float32", "bfloat16", "int8", "int4")
 GROUP_SIZES = (32, 64)
 
 _BLOCK = 16  # output rows that lie interleaved
+_ROWS = 128  # packed at a time, whole blocks
 _INTEGER, _POINTER, _REAL = ctypes.c_int64, ctypes.c_void_p, ctypes.c_double
 
 
@@ -95,7 +96,7 @@ def int4_groups(weight: Tensor, group: int) -> tuple[Tensor, Tensor]:
     largest = parts.gather(-1, place)
     best_error = torch.full_like(largest, float("inf"))
     best_scale, best_codes = torch.zeros_like(largest), torch.zeros_like(parts, dtype=torch.int8)
-    for steps in (-8.0, -7.6, -7.2, -6.8, 7.5, 7.0, -9.0):
+    for steps in (-8.0, -7.3, 7.6, -8.8):
         scale = (largest / steps).bfloat16().float()
         codes = (parts / torch.where(scale == 0, 1.0, scale)).round_().clamp_(-8, 7)
         error = (codes * scale - parts).square_().sum(-1, keepdim=True)
@@ -116,6 +117,13 @@ def int8_channels(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def pack(weight: Tensor, kind: WeightType, group: int) -> tuple[Tensor, Tensor | None]:
     """A matrix (rows, columns) as the engine reads it, and int8's scales."""
+    # A few rows at a time: what is made on the way then stays in the cache.
+    parts = [_pack_rows(rows, kind, group) for rows in weight.split(_ROWS)]
+    scales = [scale for _, scale in parts if scale is not None]
+    return torch.cat([packed for packed, _ in parts]), torch.cat(scales) if scales else None
+
+
+def _pack_rows(weight: Tensor, kind: WeightType, group: int) -> tuple[Tensor, Tensor | None]:
     if kind == "float32":
         return _interleave(_padded(weight.float(), 1), 1), None
     if kind == "bfloat16":
@@ -129,7 +137,7 @@ def pack(weight: Tensor, kind: WeightType, group: int) -> tuple[Tensor, Tensor |
     pairs = nibbles[:, :, 0] | nibbles[:, :, 1] << 4  # four low nibbles, four high ones
     blocks = _interleave(pairs.view(rows, -1), 4).view(rows // _BLOCK, groups, -1)
     scales = scale.view(rows // _BLOCK, _BLOCK, groups).transpose(1, 2).contiguous().view(torch.uint8)
-    return torch.cat([scales, blocks], dim=-1).contiguous(), None
+    return torch.cat([scales, blocks], dim=-1), None
 
 
 # ---- the plan ------------------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ import statescan
 from benchmarks import _measure
 from statescan.checkpoints import _gguf
 from statescan.generation import CompiledModel, compile_for_generation
+from statescan.generation._arena import Arena
 from statescan.kernels import cpu
 
 TYPES = ("float32", "bfloat16", "int8", "int4")
@@ -47,7 +48,8 @@ class Floor:
     """Reads so many bytes with all threads."""
 
     def __init__(self, nbytes: int):
-        self._memory = torch.ones(nbytes // 4)  # written: memory that never was is no memory
+        self._memory = Arena().take(nbytes)  # of the kind that weights lie in
+        self._memory.fill_(1)  # memory that was never written is not there
         self._sink = torch.zeros(1)
         self._read = cpu.function("read_memory", "plpi")
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from statescan.generation._arena import Arena
 from statescan.kernels import cpu
 from statescan.layers import Attention, GatedMLP, Mamba, Mamba2, ResidualBlock, ResidualStack, RMSNorm
 
@@ -115,12 +116,22 @@ def int8_channels(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight / scale[:, None]).round().to(torch.int8), scale
 
 
-def pack(weight: Tensor, kind: WeightType, group: int) -> tuple[Tensor, Tensor | None]:
-    """A matrix (rows, columns) as the engine reads it, and int8's scales."""
+def pack(weight: Tensor, kind: WeightType, group: int, arena: Arena) -> tuple[Tensor, Tensor | None]:
+    """A matrix (rows, columns) as the engine reads it, as bytes of the arena, and int8's scales."""
+    scales = []
+    packed, place = torch.empty(0), 0
     # A few rows at a time: what is made on the way then stays in the cache.
-    parts = [_pack_rows(rows, kind, group) for rows in weight.split(_ROWS)]
-    scales = [scale for _, scale in parts if scale is not None]
-    return torch.cat([packed for packed, _ in parts]), torch.cat(scales) if scales else None
+    for rows in weight.split(_ROWS):
+        part, scale = _pack_rows(rows, kind, group)
+        flat = part.view(-1).view(torch.uint8)
+        if place == 0:
+            blocks = -(-rows.shape[0] // _BLOCK)
+            packed = arena.take(flat.numel() // blocks * -(-weight.shape[0] // _BLOCK))
+        packed[place : place + flat.numel()] = flat
+        place += flat.numel()
+        if scale is not None:
+            scales.append(scale)
+    return packed, torch.cat(scales) if scales else None
 
 
 def _pack_rows(weight: Tensor, kind: WeightType, group: int) -> tuple[Tensor, Tensor | None]:
@@ -192,7 +203,7 @@ class Plan:
 
     def __init__(self, model: Any, kind: WeightType, group: int, *, release: bool):
         self.kind, self.group, self._release = kind, group, release
-        self.nbytes = 0
+        self.nbytes, self._arena = 0, Arena()
         self._kept: list[Any] = []
         self.layers: list[tuple[int, Any]] = []  # number of the block, its mixer or None for an MLP
         layers = []
@@ -235,7 +246,7 @@ class Plan:
 
     def _matrix(self, weight: Tensor, bias: Tensor | None = None, *, kind: WeightType | None = None) -> _Matrix:
         kind = kind or self.kind
-        packed, scales = pack(weight.detach(), kind, self.group)
+        packed, scales = pack(weight.detach(), kind, self.group, self._arena)
         rows, columns = weight.shape
         return _Matrix(
             self._keep(packed),

@@ -75,7 +75,15 @@ def test_every_path_is_the_sequence(name, parents):
 @pytest.mark.parametrize(
     "name",
     [
-        *("mamba_tiny", "mamba2_tiny", "hybrid_tiny", "zamba2_tiny", "transformer_tiny", "zamba_tiny", "falcon_h1_tiny"),
+        *(
+            "mamba_tiny",
+            "mamba2_tiny",
+            "hybrid_tiny",
+            "zamba2_tiny",
+            "transformer_tiny",
+            "zamba_tiny",
+            "falcon_h1_tiny",
+        ),
         *("jamba_tiny", "nemotron_h_moe_tiny", "granite_hybrid_tiny"),
     ],
 )

@@ -35,6 +35,7 @@ def run(
     long_context: str | None = None,
     decay_threshold: float = 0.05,
     device: str | None = None,
+    native: Literal["auto", "off", "float32", "bfloat16", "int8", "int4"] = "auto",
     json: bool = False,
 ) -> None:
     r"""Continue a text with a language model.
@@ -80,6 +81,8 @@ def run(
             (`statescan calibrate longmamba`), or its file.
         decay_threshold: with it, channels are filtered of whose state more than this is left after the training length.
         device: such as cpu or cuda:0; by default a GPU if there is one.
+        native: the CPU's decode engine: auto uses it where it knows the model, with weights as they are; a type packs
+            them so and refuses what it does not know; off leaves the model to PyTorch.
         json: print data instead of text.
     """
     from statescan import generation
@@ -92,6 +95,11 @@ def run(
     if save_state is not None and len(texts) > 1:
         raise ValueError(f"save-state: it holds one continuation, but {len(texts)} prompts were given")
     loaded, chosen = _language.load(model, tokenizer, device=device)
+    steered = next((flag for flag, on in (("draft", draft), ("long-context", long_context)) if on is not None), None)
+    if steered and native not in ("auto", "off"):
+        raise ValueError(f"native: the decode engine takes no --{steered}; give --native off, or leave --{steered} out")
+    if native != "off" and not steered and (native != "auto" or not generation.native_reason(loaded)):
+        loaded = generation.compile_for_generation(loaded, None if native == "auto" else native, release=True)
     settings: dict[str, Any] = dict(
         tokenizer=chosen,
         max_new_tokens=max_new_tokens,

@@ -10,6 +10,7 @@ from statescan.generation._long_context import (
     align_thresholds,
     calibrate_long_context,
 )
+from statescan.generation._native import CompiledModel, Session, compile_for_generation, native_reason
 from statescan.generation._prefill import Batching, prefill
 from statescan.generation._progress import progress_bar
 from statescan.generation._prompts import Prompts, Stop
@@ -32,6 +33,7 @@ from statescan.generation._verification import Verification, verify_greedy, veri
 __all__ = [
     "Batching",
     "ChannelCalibration",
+    "CompiledModel",
     "Draft",
     "DraftSession",
     "FinishReason",
@@ -44,6 +46,7 @@ __all__ = [
     "Piece",
     "Prompts",
     "SamplingConfig",
+    "Session",
     "SpeculationCounts",
     "SpeculativeStream",
     "Stop",
@@ -54,10 +57,12 @@ __all__ = [
     "Verification",
     "align_thresholds",
     "calibrate_long_context",
+    "compile_for_generation",
     "generate",
     "keep_min_p",
     "keep_top_k",
     "keep_top_p",
+    "native_reason",
     "next_tokens",
     "penalize_repetition",
     "prefill",

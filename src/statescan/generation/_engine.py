@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from statescan.checkpoints import check_tokenizer
-from statescan.generation._prefill import Batching, prefill
+from statescan.generation._native import CompiledModel, Session
+from statescan.generation._prefill import BATCHINGS, Batching, prefill
 from statescan.generation._progress import progress_bar
 from statescan.generation._prompts import Prompts, Stop, encode_prompts, split_stops, spread_seeds
 from statescan.generation._sampling import SamplingConfig, next_tokens
@@ -98,6 +99,7 @@ class Stream(Iterator[Piece]):
         self._running = sequences
         self._prompts: list[list[int]] | None = prompts
         self._state = state
+        self._session: Session | None = None  # of a compiled model, in the state's place
         self._seen = seen
         self._vocabulary = vocabulary
         self._sampling = sampling
@@ -141,7 +143,12 @@ class Stream(Iterator[Piece]):
 
     def _advance(self) -> None:
         """One step for every running sequence."""
-        if self._prompts is not None:
+        if self._prompts is not None and isinstance(self._model, CompiledModel):
+            logits, self._session = self._model.begin(self._prompts, self._state, chunk=self._prefill_chunk)
+            self._prompts = self._state = None
+        elif self._session is not None:
+            logits = self._session.step(self._last)
+        elif self._prompts is not None:
             logits, self._state = self._read(self._prompts)
             self._prompts = None
         else:
@@ -214,22 +221,29 @@ class Stream(Iterator[Piece]):
         self._running = [self._running[row] for row in stay]
         self._leaving = []
         if not stay:
-            self._state = None
+            self._state = self._session = None
             return
         rows = torch.tensor(stay, device=self._last.device)
-        assert self._state is not None
         with torch.inference_mode():
-            self._state = self._state.select(rows)
+            if self._session is not None:
+                self._session = self._session.select(rows)
+            else:
+                assert self._state is not None
+                self._state = self._state.select(rows)
             self._last = self._last[rows]
             self._seen = None if self._seen is None else self._seen[rows]
 
     def _snapshot(self, row: int) -> GenerationState:
         sequence = self._running[row]
         held = "" if sequence.text is None else sequence.text.held
-        assert self._state is not None
+        if self._session is not None:
+            model = self._session.state([row])
+        else:
+            assert self._state is not None
+            model = self._state.select(torch.tensor([row], device=self._last.device))
         # Cloned outside inference mode, so that the tensors may take part in training later.
         return GenerationState(
-            model=self._state.select(torch.tensor([row], device=self._last.device)).clone(),
+            model=model.clone(),
             last=self._last[row : row + 1].clone(),
             seeds=torch.tensor([sequence.seed]),
             drawn=torch.tensor([sequence.drawn]),
@@ -273,6 +287,8 @@ def stream(
         raise TypeError(f"max_new_tokens: expected an int, got {max_new_tokens!r}")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
+    if isinstance(model, CompiledModel) and (prefill_chunk < 1 or batching not in BATCHINGS):
+        prefill(model, [[0]], chunk=prefill_chunk, batching=batching)  # which says what is wrong
     if prompts is None and state is None:
         raise ValueError("prompts: give prompts, or the state of a continuation to go on from")
     vocabulary = model.config.vocab_size
@@ -353,7 +369,8 @@ def generate(
     """Continue one or several prompts; each gets what it would get alone.
 
     Arguments:
-        model: a language model (``forward(tokens, state)``, ``step(tokens, state)``).
+        model: a language model (``forward(tokens, state)``, ``step(tokens, state)``), or one that
+            `compile_for_generation` has packed for the native engine.
         prompts: a text, a sequence of tokens, or a list of either, of any lengths. None goes on from `state`.
         tokenizer: has ``encode(text)``, ``decode(tokens)`` and ``vocab_size``; needed for text in or out and for stop
             strings. Tokens that it does not have are never drawn.

@@ -104,6 +104,8 @@ class Router(nn.Module):
         ValueError: numbers that do not go together.
     """
 
+    correction: Tensor
+
     def __init__(
         self,
         dim: int,
@@ -179,7 +181,8 @@ class MixtureOfExperts(nn.Module):
         self.router = router
         self.experts = experts
         self.shared = shared
-        self.latent_down, self.latent_up = latent if latent is not None else (None, None)
+        self.latent_down: nn.Linear | None = None if latent is None else latent[0]
+        self.latent_up: nn.Linear | None = None if latent is None else latent[1]
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., dim)."""

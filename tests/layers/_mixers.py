@@ -29,6 +29,7 @@ from statescan.layers import (
     S5Block,
     SeqBoat,
     SlidingAttention,
+    State,
     TaylorLinearAttention,
 )
 
@@ -122,7 +123,9 @@ def assert_same_state(got: Any, want: Any, tolerance: float = 2e-5) -> None:
     assert list(got) == list(want)
     for name, tensor in want.items():
         mine = got[name]
-        if name in ("keys", "values") and "start" in want:
+        if isinstance(tensor, State):
+            assert_same_state(mine, tensor, tolerance)
+        elif name in ("keys", "values") and "start" in want:
             for row in range(tensor.shape[0]):
                 first, theirs = int(got["start"][row]), int(want["start"][row])
                 torch.testing.assert_close(mine[row, :, first:], tensor[row, :, theirs:], atol=tolerance, rtol=1e-4)

@@ -166,3 +166,12 @@ def test_parallel_mixers_are_summed():
     torch.testing.assert_close(both(x)[0], one(2 * x)[0] + 0.5 * two(x)[0])
     with pytest.raises(ValueError, match="input_scales: no mixer named 'three'; known: one, two"):
         ParallelMixer({"one": one, "two": two}, input_scales={"three": 1.0})
+
+
+def test_experts_run_in_half_precision():
+    mixture = MixtureOfExperts(Router(DIM, 4, 2, routing="sigmoid"), Experts(DIM, 5, 4))
+    x = torch.randn(3, DIM)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(mixture(x).float(), mixture.float()(x).float(), atol=2e-2, rtol=2e-2)
+    assert mixture.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
+    assert mixture(x[:0].bfloat16()).shape == (0, DIM)

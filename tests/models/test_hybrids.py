@@ -21,7 +21,8 @@ def test_published_sizes(name, parameters):
 
 
 @pytest.mark.parametrize(
-    ("name", "billions"), [("granite_4.0_h_small", 32), ("granite_4.0_h_tiny", 7), ("nemotron_h_8b", 8)]
+    ("name", "billions"),
+    [("granite_4.0_h_small", 32), ("granite_4.0_h_tiny", 7), ("granite_4.0_h_micro", 3), ("nemotron_h_8b", 8)],
 )
 def test_sizes_are_those_of_the_names(name, billions):
     assert round(count_parameters(name) / 1e9) == billions

@@ -63,7 +63,8 @@ def _period(layers: tuple[int, ...], depth: int) -> tuple[int, int]:
 def read_jamba(config: Config) -> Config:
     """`JambaConfig` to fields of ours."""
     ours = _common(config, vocabulary=65536, hidden=4096, layers=32)
-    depth, experts = ours["depth"], config.get("num_experts", config.get("num_local_experts", 16))
+    depth = ours["depth"]
+    experts: Any = config.get("num_experts", config.get("num_local_experts", 16))
     attends = _places(depth, config.get("attn_layer_period", 8), config.get("attn_layer_offset", 4))
     spread = _places(depth, config.get("expert_layer_period", 2), config.get("expert_layer_offset", 1))
     eps = config.get("rms_norm_eps", 1e-6)

@@ -100,8 +100,8 @@ def _outer(layout: str, tensors: Tensors) -> Config:
     """Sizes of the shell, the attention layers and the MLPs, under the config's own names."""
     found: Config = {}
     layers = _layers(tensors)
-    names = ("backbone.embedding.weight", "backbone.embeddings.weight", "model.embed_tokens.weight")
-    names += ("model.embeddings.weight",)
+    places = ("backbone.embedding", "backbone.embeddings", "model.embed_tokens", "model.embeddings")
+    names = [f"{place}.weight" for place in places]
     embedding = next((tensors[name] for name in names if name in tensors), None)
     if embedding is not None and embedding.ndim == 2:
         found[_dim(layout)] = embedding.shape[1]

@@ -160,10 +160,9 @@ class PatchCodec:
     def load(cls, path: str | os.PathLike[str]) -> PatchCodec:
         """Read what `save` wrote."""
         with np.load(path, allow_pickle=False) as arrays:
-            whole = (int(arrays[name]) for name in ("patch", "height", "width", "channels"))
-            return cls(
-                *whole, float(arrays["mean"]), float(arrays["scale"]), torch.from_numpy(arrays["codebook"].copy())
-            )
+            patch, height, width, channels = (int(arrays[name]) for name in ("patch", "height", "width", "channels"))
+            mean, scale = float(arrays["mean"]), float(arrays["scale"])
+            return cls(patch, height, width, channels, mean, scale, torch.from_numpy(arrays["codebook"].copy()))
 
 
 def k_means(points: Tensor, entries: int, *, seed: int, rounds: int = 25) -> Tensor:

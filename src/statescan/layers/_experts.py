@@ -71,7 +71,7 @@ class Experts(nn.Module):
         groups = zip(x[tokens].split(counts), self.input_weight, self.output_weight, strict=True)
         mixed = torch.cat([self._expert(group, first, second) for group, first, second in groups])
         mixed = mixed * weights.flatten()[order, None].to(mixed.dtype)
-        return torch.zeros_like(x).index_add(0, tokens, mixed)
+        return torch.zeros_like(x).index_add(0, tokens, mixed.to(x.dtype))
 
     def _expert(self, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
         hidden = F.linear(x, first)
@@ -104,6 +104,8 @@ class Router(nn.Module):
         ValueError: numbers that do not go together.
     """
 
+    correction: Tensor
+
     def __init__(
         self,
         dim: int,
@@ -134,7 +136,7 @@ class Router(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (tokens, dim) -> numbers of the chosen experts (tokens, active) and their weights, float32."""
         if self.routing == "sigmoid":
-            return self._sigmoid(F.linear(x.float(), self.weight.float()))
+            return self._sigmoid(F.linear(x.float(), self.weight.float()).float())
         logits = F.linear(x, self.weight).float()
         if self.routing == "softmax":
             weights, chosen = logits.softmax(dim=-1).topk(self.active, dim=-1)
@@ -179,7 +181,8 @@ class MixtureOfExperts(nn.Module):
         self.router = router
         self.experts = experts
         self.shared = shared
-        self.latent_down, self.latent_up = latent if latent is not None else (None, None)
+        self.latent_down: nn.Linear | None = None if latent is None else latent[0]
+        self.latent_up: nn.Linear | None = None if latent is None else latent[1]
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., dim)."""

@@ -234,7 +234,8 @@ MANIFEST: dict[str, Entry] = {
     ),
     "jamba": Entry("statescan.models.jamba", ("jamba_tiny", "jamba_v0.1")),
     "granitemoehybrid": Entry(
-        "statescan.models.granite_moe_hybrid", ("granite_hybrid_tiny", "granite_4.0_h_small", "granite_4.0_h_tiny")
+        "statescan.models.granite_moe_hybrid",
+        ("granite_hybrid_tiny", "granite_4.0_h_micro", "granite_4.0_h_small", "granite_4.0_h_tiny"),
     ),
     "falcon_h1": Entry("statescan.models.falcon_h1", ("falcon_h1_tiny", "falcon_h1_0.5b")),
     "nemotron_h": Entry("statescan.models.nemotron_h", ("nemotron_h_tiny", "nemotron_h_moe_tiny", "nemotron_h_8b")),

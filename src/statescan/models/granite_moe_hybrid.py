@@ -173,6 +173,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
         residual_multiplier=0.5,
         logits_scaling=2.0,
     ),
+    "granite_4.0_h_micro": dict(
+        dim=2048,
+        mlp_dim=8192,
+        attention=dict(heads=32, kv_heads=8, scale=0.015625),
+        experts=0,
+        logits_scaling=8.0,
+    ),
     "granite_4.0_h_small": {},
     "granite_4.0_h_tiny": dict(
         dim=1536,

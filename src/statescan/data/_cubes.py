@@ -348,7 +348,11 @@ class BandReduction:
             return cls(mean, np.diag(1 / np.where(scale > 0, scale, 1.0)))
         if not 1 <= components <= min(bands, len(spectra)):
             raise ValueError(f"components: from 1 to {min(bands, len(spectra))}, got {components}")
-        covariance = np.cov(spectra.astype(np.float64), rowvar=False).reshape(bands, bands)
+        covariance = np.zeros((bands, bands))
+        for start in range(0, len(spectra), 65536):  # a whole cube in float64 is more than is needed at once
+            some = spectra[start : start + 65536] - mean
+            covariance += some.T @ some
+        covariance /= max(1, len(spectra) - 1)
         variances, vectors = np.linalg.eigh(covariance)
         variances, vectors = np.maximum(variances[::-1], 0), vectors[:, ::-1]
         # The sign of a component is free: its largest part is positive.

@@ -270,10 +270,8 @@ def _choose_squares(
     free, lacking, chosen = free.copy(), wanted.astype(np.int64), []
     while (lacking > 0).any():
         index = int(np.argmax(lacking / wanted))
-        spare = np.array(
-            [(held[:, place] == 0).all() or _leaves(held, free, place, later) for place in range(len(free))]
-        )
-        places = np.flatnonzero(free & spare & (held[index] > 0))
+        scarce = ((held > 0) & free).sum(1) <= later
+        places = np.flatnonzero(free & (held[index] > 0) & ~(held[scarce] > 0).any(0))
         if not len(places):
             lacking[index] = 0
             continue
@@ -286,12 +284,6 @@ def _choose_squares(
         lacking = lacking - held[:, place]
         chosen.append(place)
     return chosen
-
-
-def _leaves(held: np.ndarray, free: np.ndarray, place: int, later: int) -> bool:
-    """Whether, without this square, enough free squares are left of each class it holds."""
-    inside = held[:, place] > 0
-    return bool((((held[inside] > 0) & free).sum(1) > later).all())
 
 
 def _thinned(parts: np.ndarray, labels: np.ndarray, part: int, size: int, generator: np.random.Generator) -> np.ndarray:

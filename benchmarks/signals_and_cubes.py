@@ -28,7 +28,7 @@ import torch
 
 from benchmarks import _measure
 from benchmarks._points import Points
-from statescan import create_model, data, inspect, tasks
+from statescan import create_model, data, inspect, model_info, tasks
 from statescan.models.ecg_mamba import RecordStream
 from statescan.tasks.cubes import spectral_baselines
 from statescan.tasks.records import judge_records
@@ -44,6 +44,8 @@ CUBE_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "convolutions, recurrence (as published)": ("morp_mamba_published", {}),
     "the same, window 7": ("morp_mamba_published", dict(window=7)),
 }
+#: Of the tiny model's convolutions, on which figures of records depend.
+_WIDTHS = list(model_info("ecg_mamba_tiny").config.widths)
 #: Classifiers of records.
 RECORD_MODELS: dict[str, dict[str, Any]] = {
     "ECG Mamba": {},
@@ -162,7 +164,7 @@ def records(points: Points, out: Path, *, steps: int, seeds: tuple[int, ...], co
                 result = tasks.train_records(settings)
                 return {**result.test, "parameters": result.parameters, "seconds": time.process_time() - began}
 
-            point = dict(part="records", fields=fields, steps=steps, seed=seed, count=count)
+            point = dict(part="records", fields=fields, steps=steps, seed=seed, count=count, widths=_WIDTHS)
             found.append(points.get(point, train))
             print(f"records, {name}, seed {seed}: {found[-1]['macro_auroc']:.4f}", flush=True)
         rows.append(_record_row(name, found))
@@ -251,7 +253,7 @@ def lengths(points: Points, *, seconds: tuple[int, ...]) -> list[dict[str, Any]]
                     found["difference"] = float((stream.scores - whole).abs().max())
             return found
 
-        found = points.get(dict(part="lengths", length=length), measure)
+        found = points.get(dict(part="lengths", length=length, widths=_WIDTHS), measure)
         rows.append(
             {
                 "seconds of record": length,
@@ -270,23 +272,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/signals_and_cubes"), help="folder of what is finished")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--steps", type=int, default=600, help="optimiser steps of each training")
+    parser.add_argument("--record-steps", type=int, help="those of records, where they are others")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="few steps, one seed, few records; nothing is saved")
     parser.add_argument("--no-save", action="store_true", help="leave the results as they are")
     options = parser.parse_args()
     torch.set_num_threads(1)
     steps, seeds, count = options.steps, tuple(range(options.seeds)), 600
+    record_steps = options.record_steps or steps
     long: tuple[int, ...] = (10, 20, 50, 100, 200, 3600)
     if options.quick:
-        steps, seeds, count, long = 20, (0,), 80, (10, 20)
+        steps, record_steps, seeds, count, long = 20, 20, (0,), 80, (10, 20)
     points = Points(options.out / "points.jsonl")
     tables: dict[str, list[dict[str, Any]]] = {}
     if "cubes" in options.parts:
         title = f"Made cubes, {steps} steps of 64 windows, {len(seeds)} seeds"
         tables[title] = cubes(points, options.out, steps=steps, seeds=seeds)
     if "records" in options.parts:
-        title = f"Made records ({count}), {steps} steps of 16, {len(seeds)} seeds"
-        tables[title] = records(points, options.out, steps=steps, seeds=seeds, count=count)
+        title = f"Made records ({count}), {record_steps} steps of 16, {len(seeds)} seeds"
+        tables[title] = records(points, options.out, steps=record_steps, seeds=seeds, count=count)
     if "lengths" in options.parts:
         tables["Length of a record, the tiny model, forward"] = lengths(points, seconds=long)
     for title, rows in tables.items():

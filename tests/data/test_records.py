@@ -97,6 +97,18 @@ def test_parts_are_the_whole(made: Path, rate: float | None, seconds: float) -> 
     assert np.abs(np.concatenate(parts) - read_record(path, rate=rate)).max() < 1e-6
 
 
+def test_parts_are_read_and_no_more(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, original = [], wfdb.rdrecord
+
+    def counted(path: str, *, sampfrom: int, sampto: int, **options):
+        read.append(sampto - sampfrom)
+        return original(path, sampfrom=sampfrom, sampto=sampto, **options)
+
+    monkeypatch.setattr(wfdb, "rdrecord", counted)
+    assert len(list(record_parts(made / "slow" / "A00001", seconds=2))) == len(read) > 8
+    assert max(read) <= 4 * 2 * 257, "a part and what the filter sees of its neighbours"
+
+
 def test_sets_have_classes_of_diagnoses(made: Path) -> None:
     records = read_records(made / "mat", least=1)
     assert len(records) == 12 and records.targets.shape == (12, len(records.classes))

@@ -270,10 +270,8 @@ def _choose_squares(
     free, lacking, chosen = free.copy(), wanted.astype(np.int64), []
     while (lacking > 0).any():
         index = int(np.argmax(lacking / wanted))
-        spare = np.array(
-            [(held[:, place] == 0).all() or _leaves(held, free, place, later) for place in range(len(free))]
-        )
-        places = np.flatnonzero(free & spare & (held[index] > 0))
+        scarce = ((held > 0) & free).sum(1) <= later
+        places = np.flatnonzero(free & (held[index] > 0) & ~(held[scarce] > 0).any(0))
         if not len(places):
             lacking[index] = 0
             continue
@@ -286,12 +284,6 @@ def _choose_squares(
         lacking = lacking - held[:, place]
         chosen.append(place)
     return chosen
-
-
-def _leaves(held: np.ndarray, free: np.ndarray, place: int, later: int) -> bool:
-    """Whether, without this square, enough free squares are left of each class it holds."""
-    inside = held[:, place] > 0
-    return bool((((held[inside] > 0) & free).sum(1) > later).all())
 
 
 def _thinned(parts: np.ndarray, labels: np.ndarray, part: int, size: int, generator: np.random.Generator) -> np.ndarray:
@@ -348,7 +340,11 @@ class BandReduction:
             return cls(mean, np.diag(1 / np.where(scale > 0, scale, 1.0)))
         if not 1 <= components <= min(bands, len(spectra)):
             raise ValueError(f"components: from 1 to {min(bands, len(spectra))}, got {components}")
-        covariance = np.cov(spectra.astype(np.float64), rowvar=False).reshape(bands, bands)
+        covariance = np.zeros((bands, bands))
+        for start in range(0, len(spectra), 65536):  # a whole cube in float64 is more than is needed at once
+            some = spectra[start : start + 65536] - mean
+            covariance += some.T @ some
+        covariance /= max(1, len(spectra) - 1)
         variances, vectors = np.linalg.eigh(covariance)
         variances, vectors = np.maximum(variances[::-1], 0), vectors[:, ::-1]
         # The sign of a component is free: its largest part is positive.

@@ -33,7 +33,8 @@ class EcgMambaConfig:
         dim: channels of the tokens.
         depth: Vim blocks; 0 for a convolutional network alone.
         stem_kernels, stem_strides: of the convolutions over time; kernels are odd.
-        stem_dims: their channels, the last being dim; dim / 4, dim / 2, …, dim unless given.
+        stem_dims: their channels, the last being dim; …, dim / 4, dim / 2, dim unless given, but not less than the smaller
+            of dim and 32.
         direction: ``both``, or ``forward``: causal blocks, whose state says all about the past.
         class_token: a token in the middle that the head reads; else it reads the mean.
         position: whether tokens have learned positions, interpolated for other lengths.
@@ -90,7 +91,7 @@ class EcgMambaConfig:
     def widths(self) -> tuple[int, ...]:
         """Channels of the convolutions."""
         last = len(self.stem_kernels) - 1
-        return self.stem_dims or tuple(max(1, self.dim // 2 ** (last - i)) for i in range(last + 1))
+        return self.stem_dims or tuple(max(self.dim // 2 ** (last - i), min(self.dim, 32)) for i in range(last + 1))
 
     @property
     def stride(self) -> int:

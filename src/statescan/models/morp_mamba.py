@@ -248,7 +248,7 @@ _NAMES: list[Rule] = [
 _TABLE = Names(_NAMES)
 
 #: The notebook's settings.
-_PUBLISHED: dict[str, Any] = dict(window=4, morphology="conv", size=5, mixer="linear", state_dim=128)
+_PUBLISHED: dict[str, Any] = dict(window=4, morphology="conv", size=5, mixer="linear", state_dim=128, depth=1)
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "morp_mamba_tiny": dict(bands=8, window=7, dim=32, hidden=64, depth=1, state_dim=8),

@@ -10,6 +10,7 @@ from statescan.layers._convolution import CausalConv1d
 from statescan.layers._dual_mixer import DualMixer, WeightedAverage
 from statescan.layers._h3 import H3, ShiftKernel
 from statescan.layers._initialisation import delta_bias, initialise_language_model, inverse_softplus
+from statescan.layers._layer_shuffle import LayerShuffle, ShuffleSchedule, shuffle_rates
 from statescan.layers._lbmamba import LBMamba
 from statescan.layers._long_conv import H3Conv, LongConv, LongKernel
 from statescan.layers._lssl import LSSL, LSSL_MEASURES, QuasiseparableSystem, tridiagonal_solve
@@ -55,6 +56,7 @@ __all__ = [
     "GatedRMSNorm",
     "H3Conv",
     "LBMamba",
+    "LayerShuffle",
     "LongConv",
     "LongKernel",
     "Mamba",
@@ -72,6 +74,7 @@ __all__ = [
     "SequenceDropout",
     "SequenceNorm",
     "ShiftKernel",
+    "ShuffleSchedule",
     "SlidingAttention",
     "State",
     "TaylorLinearAttention",
@@ -84,5 +87,6 @@ __all__ = [
     "initialise_language_model",
     "inverse_softplus",
     "rotate",
+    "shuffle_rates",
     "tridiagonal_solve",
 ]

@@ -225,4 +225,19 @@ MANIFEST: dict[str, Entry] = {
     "tsm2": Entry("statescan.models.tsm2", ("tsm2_tiny", "tsm2_small", "tsm2_base")),
     "vim2": Entry("statescan.models.vim2", ("vim2_nano", "vim2_tiny", "vim2_small", "vim2_base")),
     "mhs_vm_classifier": Entry("statescan.models.mhs_vm_classifier", ("mhs_vm_classifier_tiny", "mhs_vm_classifier")),
+    "shuffle_mamba": Entry(
+        "statescan.models.shuffle_mamba",
+        (
+            "shuffle_mamba_tiny",
+            "shuffle_mamba_tiny_registers",
+            "shuffle_mamba_small",
+            "shuffle_mamba_middle",
+            "shuffle_mamba_base",
+            "shuffle_mamba_large",
+            "shuffle_mamba_large_40",
+            "shuffle_mamba_small_registers",
+            "shuffle_mamba_base_registers",
+            "shuffle_mamba_large_registers",
+        ),
+    ),
 }

@@ -27,8 +27,12 @@ from statescan.layers._s5 import S5, S5Block, SequenceBatchNorm
 from statescan.layers._seqboat import MultiHeadEMA, SeqBoat, SequenceNorm
 from statescan.layers._ssm_kernels import DiagonalKernel, DPLRKernel
 from statescan.layers._state import State
+from statescan.layers._token_pruning import ImportanceRule, KeptTokens, kept_patches, select_tokens, token_importance
 
 __all__ = [
+    "kept_patches",
+    "select_tokens",
+    "token_importance",
     "H3",
     "LSSL",
     "LSSL_MEASURES",
@@ -55,6 +59,8 @@ __all__ = [
     "GatedMLP",
     "GatedRMSNorm",
     "H3Conv",
+    "ImportanceRule",
+    "KeptTokens",
     "LBMamba",
     "LayerShuffle",
     "LongConv",

@@ -240,4 +240,16 @@ MANIFEST: dict[str, Entry] = {
             "shuffle_mamba_large_registers",
         ),
     ),
+    "token_pruning": Entry(
+        "statescan.models.token_pruning",
+        (
+            "pruned_vim_micro",
+            "pruned_vim_tiny",
+            "pruned_vim_small",
+            "pruned_plainmamba_tiny",
+            "pruned_plainmamba_l1",
+            "pruned_plainmamba_l2",
+            "pruned_plainmamba_l3",
+        ),
+    ),
 }

@@ -381,9 +381,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "pruned_vim_tiny": _variant("vim", "vim_tiny", (10, 20), 0.8),
     "pruned_vim_small": _variant("vim", "vim_small", (5, 10, 15), 0.8),
     "pruned_plainmamba_tiny": _variant("plainmamba", "plainmamba_tiny", (1, 2), 0.7),
-    "pruned_plainmamba_l1": _variant("plainmamba", "plainmamba_l1", (5, 14), 0.7),
-    "pruned_plainmamba_l2": _variant("plainmamba", "plainmamba_l2", (5, 14), 0.7),
-    "pruned_plainmamba_l3": _variant("plainmamba", "plainmamba_l3", (5, 14, 23), 0.7),
+    "pruned_plainmamba_l1": _variant("plainmamba", "plainmamba_l1", (3, 9, 15), 0.7),
+    "pruned_plainmamba_l2": _variant("plainmamba", "plainmamba_l2", (3, 9, 15), 0.7),
+    "pruned_plainmamba_l3": _variant("plainmamba", "plainmamba_l3", (3, 12, 21), 0.7),
 }
 
 FAMILY = Family("token_pruning", TokenPruningConfig, TokenPruning, VARIANTS, from_published, to_published)

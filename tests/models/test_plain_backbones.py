@@ -14,7 +14,15 @@ from statescan.inspect import image_cost
 from statescan.models import family, load_published
 
 #: A small model of each family.
-SMALL = ("vim_micro", "lbvim_micro", "plainmamba_tiny", "rsmamba_tiny", "adventurer_micro", "vit_micro", "shuffle_mamba_tiny")
+SMALL = (
+    "vim_micro",
+    "lbvim_micro",
+    "plainmamba_tiny",
+    "rsmamba_tiny",
+    "adventurer_micro",
+    "vit_micro",
+    "shuffle_mamba_tiny",
+)
 
 #: Published parameters, and multiply-adds and scan operations in 1e9 where they are known.
 PUBLISHED: list[tuple[str, dict[str, Any], int, float | None, float | None]] = [

@@ -30,9 +30,6 @@ from statescan.layers._state import State
 from statescan.layers._token_pruning import ImportanceRule, KeptTokens, kept_patches, select_tokens, token_importance
 
 __all__ = [
-    "kept_patches",
-    "select_tokens",
-    "token_importance",
     "H3",
     "LSSL",
     "LSSL_MEASURES",
@@ -92,7 +89,10 @@ __all__ = [
     "delta_bias",
     "initialise_language_model",
     "inverse_softplus",
+    "kept_patches",
     "rotate",
+    "select_tokens",
     "shuffle_rates",
+    "token_importance",
     "tridiagonal_solve",
 ]

@@ -78,9 +78,7 @@ class ScanBranch(nn.Module):
         if positions is not None and self.window is not None:
             raise ValueError("positions: states age over gaps in plain scans alone, not in windows")
         if self.window is None:
-            y = ops.aligned_scan(
-                hidden, delta, A, B, C, D, positions=positions, delta_bias=bias, delta_softplus=True
-            )
+            y = ops.aligned_scan(hidden, delta, A, B, C, D, positions=positions, delta_bias=bias, delta_softplus=True)
         else:
             y = ops.local_scan(hidden, delta, A, B, C, D, window=self.window, delta_bias=bias, delta_softplus=True)
         assert isinstance(y, Tensor)

@@ -80,7 +80,9 @@ class KeptTokens:
 
     def take(self, index: Tensor) -> KeptTokens:
         """Those at `index` (batch, as many or fewer), in its order; class tokens must be among them."""
-        classes = (index[:, None] == self.classes[:, :, None]).long().argmax(2) if self.classes.shape[1] else self.classes
+        classes = (
+            (index[:, None] == self.classes[:, :, None]).long().argmax(2) if self.classes.shape[1] else self.classes
+        )
         return KeptTokens(self.positions.gather(1, index), classes)
 
     def flip(self) -> KeptTokens:

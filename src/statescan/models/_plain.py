@@ -140,7 +140,11 @@ def plain_blocks(model: nn.Module) -> nn.ModuleList:
         ValueError: a model whose resolution falls from stage to stage, or that is no image backbone.
     """
     blocks = getattr(model, "blocks", getattr(model, "layers", None))
-    if isinstance(model, HierarchicalModel) or not isinstance(model, VisionModel) or not isinstance(blocks, nn.ModuleList):
+    if (
+        isinstance(model, HierarchicalModel)
+        or not isinstance(model, VisionModel)
+        or not isinstance(blocks, nn.ModuleList)
+    ):
         reason = "its resolution falls from stage to stage" if isinstance(model, VisionModel) else "it reads no images"
         raise ValueError(
             f"model: a plain image backbone, of one resolution (vim, plainmamba, patch_scaling, vit, lbmamba, "

@@ -293,8 +293,10 @@ def _check_backbone(model: VisionModel, config: TokenPruningConfig) -> nn.Module
     """The backbone's blocks, if its tokens can be dropped as the config has it."""
     blocks = plain_blocks(model)
     name = type(model).__name__
-    if type(model).run_blocks is not Vim.run_blocks if isinstance(model, Vim) else not isinstance(
-        model, (TokenClassifier, PlainMamba)
+    if (
+        type(model).run_blocks is not Vim.run_blocks
+        if isinstance(model, Vim)
+        else not isinstance(model, (TokenClassifier, PlainMamba))
     ):
         raise ValueError(f"model: Vim, ShuffleMamba, LBVim, PlainMamba, Adventurer or ViT, got {name}")
     if config.features_only:

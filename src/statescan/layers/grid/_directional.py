@@ -90,7 +90,7 @@ class DirectionalSS2D(nn.Module):
         shape: tuple[int, int] | None = None,
         ages: bool = False,
     ) -> Tensor:
-        """(batch, height, width, dim) to the same shape, or, of a grid of which only some cells are left, (batch, kept, dim).
+        """(batch, height, width, dim) to the same shape; (batch, kept, dim) if only some cells of a grid are left.
 
         Arguments:
             x: the grid, or what is left of it.

@@ -226,14 +226,17 @@ class TokenPruning(VisionModel):
         place = block + 1
         if place not in self.config.prune_after:
             return None
-        score = self._scores.found.pop(place)
         ratio = self.config.keep_ratios[self.config.prune_after.index(place)]
         if ratio == 1.0:
             return None
+        return select_tokens(self.scores(block), ratio, kept.classes, middle=self.config.middle)
+
+    def scores(self, block: int) -> Tensor:
+        """Importance (batch, length) of the tokens that a block has just read; another rule may stand in its place."""
+        score = self._scores.found.pop(block + 1)
         mixer = self.blocks[block].mixer
-        if isinstance(mixer, HeadingAverage):  # which scored its mean too, and read a turned row
-            score = mixer.turned(score[:, 1:])
-        return select_tokens(score, ratio, kept.classes, middle=self.config.middle)
+        # Adventurer's mixer scored its mean too, and read a turned row.
+        return mixer.turned(score[:, 1:]) if isinstance(mixer, HeadingAverage) else score
 
     def _arranged(self, tokens: Tensor, kept: KeptTokens) -> Tensor:
         """Class tokens where the backbone's head looks for them."""

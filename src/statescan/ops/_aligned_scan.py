@@ -54,8 +54,8 @@ def aligned_scan(
         assert isinstance(y, Tensor)
         return y
     checks.floating("aligned_scan", "x", x, ndim=3)
-    steps, share = _aged(delta, positions, x.shape[1], delta_bias, delta_softplus)
-    y = selective_scan((x * share).to(x.dtype), steps, A, B, C)
+    scaled, steps = _aged(x, delta, positions, delta_bias, delta_softplus)
+    y = selective_scan(scaled, steps, A, B, C)
     assert isinstance(y, Tensor)
     return _finished(y, x, D, z)
 
@@ -97,8 +97,8 @@ def aligned_ssd(
         )
         assert isinstance(y, Tensor)
         return y
-    steps, share = _aged(delta, positions, x.shape[1], delta_bias, delta_softplus, delta_limit)
-    y = ssd((x * share[..., None]).to(x.dtype), steps, A, B, C, chunk_size=chunk_size)
+    scaled, steps = _aged(x, delta, positions, delta_bias, delta_softplus, delta_limit)
+    y = ssd(scaled, steps, A, B, C, chunk_size=chunk_size)
     assert isinstance(y, Tensor)
     return _finished(y, x, D[:, None] if D is not None and D.ndim == 1 else D, z)
 
@@ -112,31 +112,27 @@ def token_gaps(positions: Tensor) -> Tensor:
 
 
 def _aged(
+    x: Tensor,
     delta: Tensor,
     positions: Tensor,
-    length: int,
     bias: Tensor | None,
     softplus: bool,
     limit: tuple[float, float] = (0.0, float("inf")),
 ) -> tuple[Tensor, Tensor]:
-    """Steps that take in the gap before each token, and which share of them is the token's own."""
-    if positions.shape != (delta.shape[0], length):
-        raise ValueError(f"positions: (batch, length) = {(delta.shape[0], length)}, got {tuple(positions.shape)}")
+    """Inputs and steps of a plain scan whose steps take in the gap before each token, its input scaled by its own part."""
+    if positions.shape != x.shape[:2]:
+        raise ValueError(f"positions: (batch, length) = {tuple(x.shape[:2])}, got {tuple(positions.shape)}")
     own = delta.to(torch.promote_types(delta.dtype, torch.float32))
-    if bias is not None:
-        own = own + bias
-    if softplus:
-        own = F.softplus(own)
-    if limit != (0.0, float("inf")):
-        own = own.clamp(*limit)
-    gaps = token_gaps(positions).to(own.dtype)[..., None]
-    before = F.pad(own[:, :-1], (0, 0, 1, 0))
-    steps = own + gaps * before
-    # A step of zero has no input, whatever its share is called.
-    return steps, torch.where(gaps > 0, own / steps.clamp(min=torch.finfo(own.dtype).tiny), torch.ones_like(own))
+    own = own if bias is None else own + bias
+    own = F.softplus(own) if softplus else own
+    own = own if limit == (0.0, float("inf")) else own.clamp(*limit)
+    gaps = token_gaps(positions).to(own.dtype)[:, 1:, None]
+    steps = torch.cat([own[:, :1], torch.addcmul(own[:, 1:], gaps, own[:, :-1])], 1)
+    share = own / steps.clamp(min=torch.finfo(own.dtype).tiny)  # a step of zero has no input, whatever its part is called
+    return (x * (share if x.ndim == 3 else share[..., None])).to(x.dtype), steps
 
 
 def _finished(y: Tensor, x: Tensor, D: Tensor | None, z: Tensor | None) -> Tensor:
-    out = y if D is None else y + D * x
+    out = y if D is None else torch.addcmul(y, x, D.to(y.dtype))
     out = out if z is None else out * F.silu(z)
     return out.to(x.dtype)

@@ -1,7 +1,8 @@
-"""Small squares cut from the photographs that scikit-image holds: which one is it from? Learnt and asked of separate parts."""
+"""Squares cut from photographs that scikit-image holds: which one is it from? Learnt and asked of separate parts."""
 
 from __future__ import annotations
 
+import math
 import time
 
 import numpy as np
@@ -56,13 +57,14 @@ def learn(
     images: Tensor,
     labels: Tensor,
     *,
-    seconds: float,
+    steps: int,
     learning_rate: float,
+    seconds: float = math.inf,
     seed: int = 0,
     batch: int = 32,
-    steps: int | None = None,
 ) -> dict[str, float]:
-    """Train by AdamW with a short warm-up and a cosine decay over so many seconds of the processor, or so many steps.
+    """Train by AdamW with a short warm-up and a cosine decay over so many steps, or as many as fit into so many seconds of
+    the processor.
 
     Gives the steps made, the seconds of the processor, and the mean training loss of the last tenth.
     """
@@ -74,8 +76,7 @@ def learn(
     losses: list[float] = []
     start, part = time.process_time(), 0.0
     while part < 1.0:
-        done = time.process_time() - start
-        part = len(losses) / steps if steps is not None else done / seconds
+        part = max(len(losses) / steps, (time.process_time() - start) / seconds)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate * min(1.0, 20 * part + 0.01) * 0.5 * (1 + np.cos(np.pi * min(part, 1.0)))
         chosen = torch.randint(len(images), (batch,), generator=generator)
@@ -84,7 +85,7 @@ def learn(
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     last = losses[-max(1, len(losses) // 10) :]
     return {"steps": len(losses), "seconds": time.process_time() - start, "training_loss": sum(last) / len(last)}
 

@@ -44,8 +44,8 @@ def pruning_costs(
     if size is not None:
         overrides["image_size"] = size
     model = build_without_memory(name, **overrides)
-    whole = image_cost(model)
     pruned = prune_tokens(model, prune_after, keep_ratios, alignment="hold")
+    whole = image_cost(model)
     rows, columns = model.config.grid
     depth = len(pruned.blocks)
     return (

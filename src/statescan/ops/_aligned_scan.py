@@ -128,7 +128,9 @@ def _aged(
     own = own if limit == (0.0, float("inf")) else own.clamp(*limit)
     gaps = token_gaps(positions).to(own.dtype)[:, 1:, None]
     steps = torch.cat([own[:, :1], torch.addcmul(own[:, 1:], gaps, own[:, :-1])], 1)
-    share = own / steps.clamp(min=torch.finfo(own.dtype).tiny)  # a step of zero has no input, whatever its part is called
+    share = own / steps.clamp(
+        min=torch.finfo(own.dtype).tiny
+    )  # a step of zero has no input, whatever its part is called
     return (x * (share if x.ndim == 3 else share[..., None])).to(x.dtype), steps
 
 

@@ -75,12 +75,13 @@ class ScanBranch(nn.Module):
         """The selective scan, with this branch's rates of decay or others; positions as in `ops.aligned_scan`."""
         A = -torch.exp(widen(self.A_log if A_log is None else A_log))
         bias, D = widen(self.delta_bias), widen(self.D)
-        if positions is not None and self.window is not None:
-            raise ValueError("positions: states age over gaps in plain scans alone, not in windows")
         if self.window is None:
-            y = ops.aligned_scan(hidden, delta, A, B, C, D, positions=positions, delta_bias=bias, delta_softplus=True)
-        else:
-            y = ops.local_scan(hidden, delta, A, B, C, D, window=self.window, delta_bias=bias, delta_softplus=True)
+            return ops.aligned_scan(
+                hidden, delta, A, B, C, D, positions=positions, delta_bias=bias, delta_softplus=True
+            )
+        if positions is not None:
+            raise ValueError("positions: states age over gaps in plain scans alone, not in windows")
+        y = ops.local_scan(hidden, delta, A, B, C, D, window=self.window, delta_bias=bias, delta_softplus=True)
         assert isinstance(y, Tensor)
         return y
 

@@ -337,7 +337,7 @@ class _Scores:
         """Hear what the block's scan gives at each token, gated, before its last projection."""
         mixer = block.mixer.mixer if isinstance(block.mixer, HeadingAverage) else block.mixer
         gated = isinstance(mixer, Mamba2) and mixer.norm is not None  # heard before the norm, which makes tokens alike
-        heard = mixer.norm if gated else mixer.output_projection
+        heard: Any = mixer.norm if gated else mixer.output_projection
         heard.register_forward_pre_hook(partial(self._hear, place))
 
     @torch.no_grad()

@@ -3,12 +3,12 @@
 python -m benchmarks.token_pruning [accuracy | speed] [--quick]
 
 ``accuracy``: a small Vim and a small PlainMamba learn to tell eight photographs by their crops (`benchmarks/_crops.py`;
-learnt and asked of separate pixels), which fill two fifths of the image amid faint noise. Then tokens are dropped after three of six blocks, so many that 41.6 % of the
-operations are gone (multiply-adds, and nine for each state of a scan), with states held or aging over the gaps: accuracy at
-once, and after fine-tuning. Beside them the backbone fine-tuned as long, and tokens dropped at random. ``speed``: images a
-second of backbones and of their pruned forms at 1,024 tokens and more, taking turns, forward alone and with the backward
-pass. All times are of the processor, which are those of the clock on a quiet machine with one thread. What was measured is
-kept in ``--out`` as it comes; a run that was killed goes on there.
+learnt and asked of separate pixels), which fill two fifths of the image amid faint noise. Then tokens are dropped after
+three of six blocks, so many that 41.6 % of the operations are gone (multiply-adds, and nine for each state of a scan), with
+states held or aging over the gaps: accuracy at once, and after fine-tuning. Beside them the backbone fine-tuned as long, and
+tokens dropped at random. ``speed``: images a second of backbones and of their pruned forms at 1,024 tokens and more, taking
+turns, forward alone and with the backward pass. All times are of the processor, which are those of the clock on a quiet
+machine with one thread. What was measured is kept in ``--out`` as it comes; a run that was killed goes on there.
 """
 
 from __future__ import annotations

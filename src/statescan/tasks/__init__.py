@@ -1,29 +1,42 @@
 """Tasks: what models are trained for, and how well they do it. Heavy libraries are imported on use."""
 
 from statescan.tasks._run_folder import first_process
+from statescan.tasks.cubes import CubeTraining, classify_cube, draw_map, train_hyperspectral
 from statescan.tasks.evaluation import LanguageScore, evaluate_language
 from statescan.tasks.forecasting import ForecastResult, ForecastTraining, forecast_series, train_forecast
 from statescan.tasks.language import LanguageTraining, train_language
 from statescan.tasks.lra import LRATraining, train_lra
+from statescan.tasks.multimodal import MultimodalTraining, train_multimodal
+from statescan.tasks.records import RecordAnswer, RecordTraining, classify_record, train_records
 from statescan.tasks.reinforcement import ReinforcementTraining, train_reinforcement
 from statescan.tasks.sequence import SequenceTraining, train_sequence
 from statescan.tasks.synthetic import SyntheticTraining, train_synthetic
 
 __all__ = [
+    "CubeTraining",
     "ForecastResult",
     "ForecastTraining",
     "LRATraining",
     "LanguageScore",
     "LanguageTraining",
+    "MultimodalTraining",
+    "RecordAnswer",
+    "RecordTraining",
     "ReinforcementTraining",
     "SequenceTraining",
     "SyntheticTraining",
+    "classify_cube",
+    "classify_record",
+    "draw_map",
     "evaluate_language",
     "first_process",
     "forecast_series",
     "train_forecast",
+    "train_hyperspectral",
     "train_language",
     "train_lra",
+    "train_multimodal",
+    "train_records",
     "train_reinforcement",
     "train_sequence",
     "train_synthetic",

@@ -110,8 +110,8 @@ __all__ = [
     "rotate",
     "select_tokens",
     "shuffle_rates",
-    "token_importance",
     "signal_fraction",
     "squared_relu",
+    "token_importance",
     "tridiagonal_solve",
 ]

@@ -251,6 +251,7 @@ MANIFEST: dict[str, Entry] = {
             "pruned_plainmamba_l2",
             "pruned_plainmamba_l3",
         ),
+    ),
     "morp_mamba": Entry(
         "statescan.models.morp_mamba",
         ("morp_mamba_tiny", "morp_mamba", "morp_mamba_spatial", "morp_mamba_published"),

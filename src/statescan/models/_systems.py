@@ -423,6 +423,9 @@ _SYSTEMS = (
             "the published Vim with tokens dropped, selection and aligned scan by their definition",
             "operations fall as the shorter rows say, within 2 %",
             "a ratio of 1 is the backbone bit for bit",
+        ),
+    ),
+    System(
         "morp_mamba",
         "Spatial-Spectral Morphological Mamba for Hyperspectral Image Classification (Ahmad et al., 2025)",
         ("morp_mamba",),

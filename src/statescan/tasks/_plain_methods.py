@@ -1,6 +1,6 @@
 """Ways to train backbones of one resolution: with shuffled layers, and with tokens dropped.
 
-Both have the shape of a training method of image classification, made from a text: `wrap` before training, `unwrap` after it.
+Both have the shape of a training method of image classification, made from a text: `wrap` before training, `unwrap` after.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -103,6 +103,7 @@ class TokenPruning(VisionModel):
     """
 
     family = "token_pruning"
+    undecayed: ClassVar[tuple[str, ...]] = (*VisionModel.undecayed, *PlainMamba.undecayed)
 
     def __init__(self, config: TokenPruningConfig, backbone: VisionModel | None = None):
         super().__init__(config)

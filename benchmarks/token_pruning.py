@@ -3,12 +3,13 @@
 python -m benchmarks.token_pruning [accuracy | speed] [--quick]
 
 ``accuracy``: a small Vim and a small PlainMamba learn to tell eight photographs by their crops (`benchmarks/_crops.py`;
-learnt and asked of separate pixels), which fill two fifths of the image amid faint noise. Then tokens are dropped after
-three of six blocks, so many that 41.6 % of the operations are gone (multiply-adds, and nine for each state of a scan), with
-states held or aging over the gaps: accuracy at once, and after fine-tuning. Beside them the backbone fine-tuned as long, and
-tokens dropped at random. ``speed``: images a second of backbones and of their pruned forms at 1,024 tokens and more, taking
-turns, forward alone and with the backward pass. All times are of the processor, which are those of the clock on a quiet
-machine with one thread. What was measured is kept in ``--out`` as it comes; a run that was killed goes on there.
+learnt and asked of separate pixels), which fill two fifths of the image amid faint noise (``--inside``). Then tokens are
+dropped after three of six blocks, so many that 41.6 % of the operations are gone (multiply-adds, and nine for each state of
+a scan), with states held or aging over the gaps: accuracy at once, and after fine-tuning. Beside them the backbone
+fine-tuned as long, and tokens dropped at random. ``speed``: images a second of backbones and of their pruned forms at 1,024
+tokens and more, taking turns, forward alone and with the backward pass. All times are of the processor, which are those of
+the clock on a quiet machine with one thread. What was measured is kept in ``--out`` as it comes; a run that was killed goes
+on there.
 """
 
 from __future__ import annotations
@@ -33,8 +34,6 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "plainmamba": ("plainmamba_tiny", dict(depth=6, image_size=32, patch=4, conv_kernel=3)),
 }
 PLACES = (2, 3, 4)
-#: Side of the crops, of images of 32.
-INSIDE = 20
 #: Fewer operations than the backbone, as in the paper for PlainMamba-L3.
 FEWER = 0.416
 #: Models, and after which blocks their tokens are dropped.
@@ -76,16 +75,16 @@ def ratio_for(model: Any, places: tuple[int, ...], size: int | None = None) -> f
     return round(high, 4)
 
 
-def accuracy(kind: str, seed: int, steps: int, tuning: int, points: Points) -> list[dict[str, Any]]:
+def accuracy(kind: str, seed: int, steps: int, tuning: int, inside: int, points: Points) -> list[dict[str, Any]]:
     """A row for each way to prune a model that has learnt."""
     name, options = MODELS[kind]
     torch.manual_seed(seed)
     model = statescan.create_model(name, num_classes=len(_crops.PHOTOGRAPHS), **options)
     ratio = ratio_for(model, PLACES)
-    setting = dict(kind=kind, seed=seed, steps=steps, tuning=tuning, ratio=ratio, inside=INSIDE)
-    kept = points.path.with_name(f"{points.path.stem}_{kind}_{seed}_{steps}_{INSIDE}.pt")
-    images, labels = _crops.crops(200, "train", seed, inside=INSIDE)
-    asked = _crops.crops(60, "test", 100, inside=INSIDE)
+    setting = dict(kind=kind, seed=seed, steps=steps, tuning=tuning, ratio=ratio, inside=inside)
+    kept = points.path.with_name(f"{points.path.stem}_{kind}_{seed}_{steps}_{inside}.pt")
+    images, labels = _crops.crops(200, "train", seed, inside=inside)
+    asked = _crops.crops(60, "test", 100, inside=inside)
     if not kept.exists():
         _crops.learn(model, images, labels, steps=steps, learning_rate=2e-3, seed=seed)
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -161,6 +160,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000, help="to train a backbone")
     parser.add_argument("--tuning", type=int, default=250, help="steps to fine-tune each pruned form")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--inside", type=int, default=20, help="pixels a side of a crop, in images of 32")
     parser.add_argument("--models", nargs="+", choices=list(SPEED), default=list(SPEED), help="backbones, for speed")
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 768], help="pixels a side, for speed")
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes: to see that it works")
@@ -182,7 +182,7 @@ def main() -> None:
         tables[title] = []
         for kind in given.kinds:
             for seed in range(given.seeds):
-                tables[title] += accuracy(kind, seed, given.steps, given.tuning, points)
+                tables[title] += accuracy(kind, seed, given.steps, given.tuning, given.inside, points)
         _measure.show(title, tables[title])
     if not given.quick:
         name = "token_pruning" + (f"_{given.what}" if given.what else "")

@@ -138,6 +138,23 @@ def test_the_general_initialisation_is_an_option() -> None:
         assert (float(branch.delta_projection.weight.detach().std()) < 0.03) is zero
 
 
+def test_compiled_it_draws_anew_and_is_whole_in_evaluation() -> None:
+    model = build("vim_micro", depth=1)
+    shuffle_layers(model, 1.0, schedule="constant")
+    x = images(model)
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        drawn = []
+        for seed in (0, 0, 1):
+            torch.manual_seed(seed)
+            drawn.append(compiled(x))
+        assert torch.equal(drawn[0], drawn[1])
+        assert not torch.allclose(drawn[0], drawn[2], atol=1e-5)
+        whole = torch.compile(model.eval(), backend="eager", fullgraph=True)
+        assert torch.equal(whole(x), model(x))
+    torch.compiler.reset()
+
+
 def test_bad_options_are_refused() -> None:
     for options, message in (
         ({"shuffle_rate": 2.0}, r"shuffle_rate: a probability in \[0, 1\], got 2.0"),

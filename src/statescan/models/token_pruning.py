@@ -83,6 +83,16 @@ class TokenPruningConfig(VisionConfig):
         shared = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(VisionConfig)}
         return self.options | shared
 
+    @property
+    def dim(self) -> int:
+        """Channels of the backbone."""
+        return _own(self)[1].dim
+
+    @property
+    def depth(self) -> int:
+        """Blocks of the backbone."""
+        return _own(self)[1].depth
+
     def token_counts(self, patches: int, depth: int) -> list[int]:
         """Of so many patches, how many each of so many blocks reads."""
         counts = []
@@ -297,11 +307,9 @@ def _check_backbone(model: VisionModel, config: TokenPruningConfig) -> nn.Module
     """The backbone's blocks, if its tokens can be dropped as the config has it."""
     blocks = plain_blocks(model)
     name = type(model).__name__
-    if (
-        type(model).run_blocks is not Vim.run_blocks
-        if isinstance(model, Vim)
-        else not isinstance(model, (TokenClassifier, PlainMamba))
-    ):
+    # A Vim of another way through its blocks, such as LocalVim, whose walks need the whole grid, is none of these.
+    known = isinstance(model, (Vim, TokenClassifier, PlainMamba))
+    if not known or getattr(type(model), "run_blocks", None) not in (None, Vim.run_blocks, PlainMamba.run_blocks):
         raise ValueError(f"model: Vim, ShuffleMamba, LBVim, PlainMamba, Adventurer or ViT, got {name}")
     if config.features_only:
         raise ValueError("features_only: a map needs every patch, and pruned ones are gone; use the backbone itself")

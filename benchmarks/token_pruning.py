@@ -162,20 +162,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--inside", type=int, default=20, help="pixels a side of a crop, in images of 32")
     parser.add_argument("--models", nargs="+", choices=list(SPEED), default=list(SPEED), help="backbones, for speed")
+    parser.add_argument("--seconds", type=float, default=20, help="of the processor, for each comparison of speed")
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 768], help="pixels a side, for speed")
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes: to see that it works")
     parser.add_argument("--out", type=Path, default=Path("runs/token_pruning/points.jsonl"), help="kept measurements")
     given = parser.parse_args()
     if given.quick:
-        given.steps, given.tuning, given.seeds, given.sizes = 12, 4, 1, [256]
+        given.steps, given.tuning, given.seeds, given.sizes, given.seconds = 12, 4, 1, [256], 1.0
     _measure.keep_freed_memory()
     points = Points(given.out)
     tables: dict[str, list[dict[str, Any]]] = {}
     if given.what in (None, "speed"):
         title = "Images a second on the processor, one at a time"
-        tables[title] = [
-            speed(name, size, 1.0 if given.quick else 20.0, points) for name in given.models for size in given.sizes
-        ]
+        tables[title] = [speed(name, size, given.seconds, points) for name in given.models for size in given.sizes]
         _measure.show(title, tables[title])
     if given.what in (None, "accuracy"):
         title = "Accuracy on other pixels of the photographs"

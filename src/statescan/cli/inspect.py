@@ -55,4 +55,39 @@ def route(*, route: str | None = None, size: str = "8x8", out: Path | None = Non
     print(f"{out}: {found.walks} {'walk' if found.walks == 1 else 'walks'} over {height} x {width} cells")
 
 
-COMMANDS = {"hippo": hippo, "route": route}
+def pruning(
+    model: str,
+    *,
+    prune_after: tuple[int, ...] = (),
+    keep_ratio: float = 0.8,
+    size: int | None = None,
+) -> None:
+    """Show what a plain image backbone costs whole and with tokens dropped: tokens of its blocks, operations.
+
+    Examples:
+
+      statescan inspect pruning --model vim_small --prune-after 5 10 15 --keep-ratio 0.8
+
+    Args:
+        model: name of a backbone of one resolution.
+        prune_after: blocks after which tokens are dropped, counted from 1; at each quarter of the depth unless given.
+        keep_ratio: part of the patches still there that is kept at each place.
+        size: side of the images in pixels; that of the model's config unless given.
+    """
+    from statescan import inspect
+    from statescan.cli import _print
+
+    whole, pruned = inspect.pruning_costs(model, prune_after or None, keep_ratio, size=size)
+    rows = []
+    for what, before, after in (
+        ("tokens of all blocks", sum(whole.tokens), sum(pruned.tokens)),
+        ("tokens of the last block", whole.tokens[-1], pruned.tokens[-1]),
+        ("multiply-adds", whole.cost.multiply_adds, pruned.cost.multiply_adds),
+        ("operations of scans", whole.cost.scan_operations, pruned.cost.scan_operations),
+    ):
+        rows.append((what, f"{before:,}", f"{after:,}", f"{1 - after / before:.1%}" if before else ""))
+    _print.table(f"{model}, tokens dropped", ("what", "whole", "pruned", "fewer"), rows)
+    print("tokens by block: " + " ".join(map(str, pruned.tokens)))
+
+
+COMMANDS = {"hippo": hippo, "route": route, "pruning": pruning}

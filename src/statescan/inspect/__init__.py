@@ -2,6 +2,7 @@
 
 from statescan.inspect._hippo import Recollection, draw_memory, recollect
 from statescan.inspect._images import ImageCost, image_cost, reads_images
+from statescan.inspect._pruning import PrunedCost, pruning_costs
 from statescan.inspect._routes import draw_route, parse_size, route_text
 from statescan.inspect._sizes import (
     ModelCost,
@@ -17,6 +18,7 @@ __all__ = [
     "ImageCost",
     "ModelCost",
     "ModelSpeed",
+    "PrunedCost",
     "Recollection",
     "build_without_memory",
     "count_parameters",
@@ -26,6 +28,7 @@ __all__ = [
     "measure_cost",
     "measure_speed",
     "parse_size",
+    "pruning_costs",
     "reads_images",
     "reads_tokens",
     "recollect",

@@ -12,6 +12,7 @@ from statescan.layers._dual_mixer import DualMixer, WeightedAverage
 from statescan.layers._experts import Experts, MixtureOfExperts, Router, squared_relu
 from statescan.layers._h3 import H3, ShiftKernel
 from statescan.layers._initialisation import delta_bias, initialise_language_model, inverse_softplus
+from statescan.layers._layer_shuffle import LayerShuffle, ShuffleSchedule, shuffle_rates
 from statescan.layers._lbmamba import LBMamba
 from statescan.layers._long_conv import H3Conv, LongConv, LongKernel
 from statescan.layers._lssl import LSSL, LSSL_MEASURES, QuasiseparableSystem, tridiagonal_solve
@@ -31,6 +32,7 @@ from statescan.layers._s5 import S5, S5Block, SequenceBatchNorm
 from statescan.layers._seqboat import MultiHeadEMA, SeqBoat, SequenceNorm
 from statescan.layers._ssm_kernels import DiagonalKernel, DPLRKernel
 from statescan.layers._state import State
+from statescan.layers._token_pruning import ImportanceRule, KeptTokens, kept_patches, select_tokens, token_importance
 
 __all__ = [
     "H3",
@@ -61,7 +63,10 @@ __all__ = [
     "GatedMLP",
     "GatedRMSNorm",
     "H3Conv",
+    "ImportanceRule",
+    "KeptTokens",
     "LBMamba",
+    "LayerShuffle",
     "LongConv",
     "LongKernel",
     "Mamba",
@@ -86,6 +91,7 @@ __all__ = [
     "SequenceDropout",
     "SequenceNorm",
     "ShiftKernel",
+    "ShuffleSchedule",
     "SlidingAttention",
     "State",
     "TaylorLinearAttention",
@@ -100,8 +106,12 @@ __all__ = [
     "denoise",
     "initialise_language_model",
     "inverse_softplus",
+    "kept_patches",
     "rotate",
+    "select_tokens",
+    "shuffle_rates",
     "signal_fraction",
     "squared_relu",
+    "token_importance",
     "tridiagonal_solve",
 ]

@@ -63,21 +63,32 @@ class ScanBranch(nn.Module):
         dt, B, C = self.selection_projection(hidden).split([self.dt_rank, self.state_dim, self.state_dim], dim=-1)
         return self.delta_projection(dt), B, C
 
-    def scan(self, hidden: Tensor, delta: Tensor, B: Tensor, C: Tensor, A_log: Tensor | None = None) -> Tensor:
-        """The selective scan, with this branch's rates of decay or others."""
+    def scan(
+        self,
+        hidden: Tensor,
+        delta: Tensor,
+        B: Tensor,
+        C: Tensor,
+        A_log: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """The selective scan, with this branch's rates of decay or others; positions as in `ops.aligned_scan`."""
         A = -torch.exp(widen(self.A_log if A_log is None else A_log))
         bias, D = widen(self.delta_bias), widen(self.D)
         if self.window is None:
-            y = ops.selective_scan(hidden, delta, A, B, C, D, delta_bias=bias, delta_softplus=True)
-        else:
-            y = ops.local_scan(hidden, delta, A, B, C, D, window=self.window, delta_bias=bias, delta_softplus=True)
+            return ops.aligned_scan(
+                hidden, delta, A, B, C, D, positions=positions, delta_bias=bias, delta_softplus=True
+            )
+        if positions is not None:
+            raise ValueError("positions: states age over gaps in plain scans alone, not in windows")
+        y = ops.local_scan(hidden, delta, A, B, C, D, window=self.window, delta_bias=bias, delta_softplus=True)
         assert isinstance(y, Tensor)
         return y
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, length, channels) to the same shape."""
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """(batch, length, channels) to the same shape; positions as in `ops.aligned_scan`."""
         hidden, _ = self.convolution(x)
-        return self.scan(hidden, *self.select(hidden))
+        return self.scan(hidden, *self.select(hidden), positions=positions)
 
     def chunk(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """The next part of a sequence, and the state after it; plain scans only."""
@@ -163,8 +174,11 @@ class BidirectionalMamba(nn.Module):
         *,
         resets: Tensor | None = None,
         offsets: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         """x (batch, length, dim) -> output of the same shape, and an empty state.
+
+        `positions` (batch, length) say where the tokens of a longer row stood: states age over gaps (`ops.aligned_scan`).
 
         Raises:
             ValueError: a state, resets or offsets: every output depends on the whole sequence.
@@ -175,14 +189,15 @@ class BidirectionalMamba(nn.Module):
                 "pad or batch sequences of one length, or use layers.Mamba"
             )
         hidden, gate = self.input_projection(x).chunk(2, dim=-1)
+        turned = None if positions is None else positions.flip(1)
         if self.backwards is not None:
-            y = self.forwards(hidden) + self.backwards(hidden.flip(1)).flip(1)
+            y = self.forwards(hidden, positions) + self.backwards(hidden.flip(1), turned).flip(1)
         else:
             hidden, _ = self.forwards.convolution(hidden)
             selected = self.forwards.select(hidden)
             back, delta, B, C = (part.flip(1) for part in (hidden, *selected))
-            y = self.forwards.scan(hidden, *selected)
-            y = y + self.forwards.scan(back, delta, B, C, self.backward_A_log).flip(1)
+            y = self.forwards.scan(hidden, *selected, positions=positions)
+            y = y + self.forwards.scan(back, delta, B, C, self.backward_A_log, turned).flip(1)
         y = y * nn.functional.silu(gate)
         out = self.output_projection(y / 2 if self.halve else y)
         return (out if self.layer_scale is None else out * self.layer_scale), State()

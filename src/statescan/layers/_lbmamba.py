@@ -45,12 +45,15 @@ class LBMamba(Mamba):
         *,
         resets: Tensor | None = None,
         offsets: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         """x (batch, length, dim) -> output of the same shape, and the state after it.
 
         Raises:
-            ValueError: resets or offsets; a state with window ``auto``, or one from the middle of a window.
+            ValueError: resets, offsets or positions; a state with window ``auto``, or one from the middle of a window.
         """
+        if positions is not None:
+            raise ValueError("positions: states age over gaps in plain scans alone, not in windows")
         if resets is not None or offsets is not None:
             raise ValueError("resets, offsets: windows are counted from the start of a row; give one sequence a row")
         position = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)

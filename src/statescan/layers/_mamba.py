@@ -102,15 +102,33 @@ class Mamba(nn.Module):
         *,
         resets: Tensor | None = None,
         offsets: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         """x (batch, length, dim) -> output of the same shape, and the state after it.
 
-        `resets` (batch, length) bool and `offsets` (sequences + 1,) mark where sequences begin, as in `ops`.
+        `resets` (batch, length) bool and `offsets` (sequences + 1,) mark where sequences begin, as in `ops`. `positions`
+        (batch, length) say where the tokens of a longer sequence stood: the state ages over gaps (`ops.aligned_scan`);
+        then one whole sequence a row is read, and the state after it is empty.
         """
         hidden, gate = self.input_projection(x).chunk(2, dim=-1)
         hidden, conv = self.convolution(hidden, state["conv"] if state else None, resets=resets, offsets=offsets)
         delta, B, C = self._select(hidden)
         delta, stepping = self._stepping(delta)
+        if positions is not None:
+            if state or resets is not None or offsets is not None:
+                raise ValueError("positions: for one whole sequence a row, without state, resets and offsets")
+            y = ops.aligned_scan(
+                hidden,
+                delta,
+                self._A(),
+                B,
+                C,
+                widen(self.D),
+                gate,
+                positions=positions,
+                **stepping,
+            )
+            return self.output_projection(y), State()
         y, ssm = ops.selective_scan(
             hidden,
             delta,

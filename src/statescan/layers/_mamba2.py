@@ -127,8 +127,12 @@ class Mamba2(nn.Module):
         *,
         resets: Tensor | None = None,
         offsets: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> tuple[Tensor, State]:
-        """x (batch, length, dim) -> output of the same shape, and the state after it; resets, offsets as in `ops`."""
+        """x (batch, length, dim) -> output of the same shape, and the state after it; resets, offsets as in `ops`.
+
+        `positions` (batch, length) as in `Mamba.forward`.
+        """
         if state is None and self.learned_state is not None:
             sequences = x.shape[0] if offsets is None else offsets.shape[0] - 1
             state = self.initial_state(sequences, dtype=x.dtype, device=x.device)
@@ -138,6 +142,22 @@ class Mamba2(nn.Module):
         scanned, conv = self.convolution(scanned, state["conv"] if state else None, resets=resets, offsets=offsets)
         hidden, B, C = self._split(scanned)
         delta, stepping = self._stepping(delta)
+        if positions is not None:
+            if state or resets is not None or offsets is not None:
+                raise ValueError("positions: for one whole sequence a row, without state, resets and offsets")
+            y = ops.aligned_ssd(
+                hidden,
+                delta,
+                -torch.exp(widen(self.A_log)),
+                B,
+                C,
+                self._D(),
+                self._heads(gate) if self.norm is None else None,
+                positions=positions,
+                **stepping,
+                chunk_size=self.chunk_size,
+            )
+            return self._finish(y, gate, mlp_gate, mlp), State()
         y, ssm = ops.ssd(
             hidden,
             delta,

@@ -225,6 +225,33 @@ MANIFEST: dict[str, Entry] = {
     "tsm2": Entry("statescan.models.tsm2", ("tsm2_tiny", "tsm2_small", "tsm2_base")),
     "vim2": Entry("statescan.models.vim2", ("vim2_nano", "vim2_tiny", "vim2_small", "vim2_base")),
     "mhs_vm_classifier": Entry("statescan.models.mhs_vm_classifier", ("mhs_vm_classifier_tiny", "mhs_vm_classifier")),
+    "shuffle_mamba": Entry(
+        "statescan.models.shuffle_mamba",
+        (
+            "shuffle_mamba_tiny",
+            "shuffle_mamba_tiny_registers",
+            "shuffle_mamba_small",
+            "shuffle_mamba_middle",
+            "shuffle_mamba_base",
+            "shuffle_mamba_large",
+            "shuffle_mamba_large_40",
+            "shuffle_mamba_small_registers",
+            "shuffle_mamba_base_registers",
+            "shuffle_mamba_large_registers",
+        ),
+    ),
+    "token_pruning": Entry(
+        "statescan.models.token_pruning",
+        (
+            "pruned_vim_micro",
+            "pruned_vim_tiny",
+            "pruned_vim_small",
+            "pruned_plainmamba_tiny",
+            "pruned_plainmamba_l1",
+            "pruned_plainmamba_l2",
+            "pruned_plainmamba_l3",
+        ),
+    ),
     "morp_mamba": Entry(
         "statescan.models.morp_mamba",
         ("morp_mamba_tiny", "morp_mamba", "morp_mamba_spatial", "morp_mamba_published"),

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from statescan.layers.grid import ClassPlace, PatchTokens, embed_patches
-from statescan.models._vision import FeatureInfo, VisionConfig, VisionModel
+from statescan.models._vision import FeatureInfo, HierarchicalModel, VisionConfig, VisionModel
 
 
 @dataclass(frozen=True)
@@ -131,3 +131,23 @@ class TokenClassifier(VisionModel):
             kept.append(self.norm(x) if index == len(self.blocks) - 1 else x)
         chosen = (kept[index] for index in self.config.map_layers)
         return [self.tokens.grid(tokens, shape, indices).permute(0, 3, 1, 2) for tokens in chosen]
+
+
+def plain_blocks(model: nn.Module) -> nn.ModuleList:
+    """The blocks of a backbone of one resolution, in their order.
+
+    Raises:
+        ValueError: a model whose resolution falls from stage to stage, or that is no image backbone.
+    """
+    blocks = getattr(model, "blocks", getattr(model, "layers", None))
+    if (
+        isinstance(model, HierarchicalModel)
+        or not isinstance(model, VisionModel)
+        or not isinstance(blocks, nn.ModuleList)
+    ):
+        reason = "its resolution falls from stage to stage" if isinstance(model, VisionModel) else "it reads no images"
+        raise ValueError(
+            f"model: a plain image backbone, of one resolution (vim, plainmamba, patch_scaling, vit, lbmamba, "
+            f"shuffle_mamba …), got {type(model).__name__}: {reason}"
+        )
+    return blocks

@@ -405,6 +405,27 @@ _SYSTEMS = (
         ),
     ),
     System(
+        "shuffle_mamba",
+        "Stochastic Layer-Wise Shuffle: A Good Practice to Improve Vision Mamba Training (Huang et al., 2024)",
+        ("shuffle_mamba",),
+        (
+            "outputs of the published code, in evaluation and shuffled in training",
+            "exact parameter counts, multiply-adds and scans within 2 %",
+            "published names both ways",
+            "evaluation is that of the model without it, bit for bit, on every plain backbone",
+        ),
+    ),
+    System(
+        "token_pruning",
+        "Exploring Token Pruning in Vision State Space Models (Zhan et al., 2024)",
+        ("token_pruning",),
+        (
+            "the published Vim with tokens dropped, selection and aligned scan by their definition",
+            "operations fall as the shorter rows say, within 2 %",
+            "a ratio of 1 is the backbone bit for bit",
+        ),
+    ),
+    System(
         "morp_mamba",
         "Spatial-Spectral Morphological Mamba for Hyperspectral Image Classification (Ahmad et al., 2025)",
         ("morp_mamba",),

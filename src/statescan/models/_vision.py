@@ -139,13 +139,13 @@ class VisionModel(Model):
                 f"{images.shape[2]} x {images.shape[3]}"
             )
 
-    def run(self, blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
-        """x through blocks, each checkpointed if that is on."""
+    def run(self, blocks: Iterable[nn.Module], x: Tensor, **options: Any) -> Tensor:
+        """x through blocks, each checkpointed if that is on; options go to the blocks."""
         for block in blocks:
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)  # type: ignore[assignment]
+                x = checkpoint(block, x, use_reentrant=False, **options)  # type: ignore[assignment]
             else:
-                x = block(x)
+                x = block(x, **options)
         return x
 
 

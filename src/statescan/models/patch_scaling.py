@@ -71,13 +71,19 @@ class HeadingAverage(nn.Module):
         self.mixer = mixer
         self.flip = flip
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, length, dim) to the same shape."""
-        x = self._turned(x)
-        out, _ = self.mixer(torch.cat([x.mean(1, keepdim=True), x], 1))
-        return self._turned(out[:, 1:])
+    def forward(self, x: Tensor, *, positions: Tensor | None = None) -> Tensor:
+        """(batch, length, dim) to the same shape; positions as in `layers.Mamba2`."""
+        x = self.turned(x)
+        options = {}
+        if positions is not None:  # as steps of the walk that starts with the mean and ends with the last token
+            last = positions[:, -1:]
+            steps = last - 1 - positions[:, :-1].flip(1) if self.flip else positions[:, :-1]
+            options["positions"] = torch.cat([torch.full_like(last, -1), steps, last], 1)
+        out, _ = self.mixer(torch.cat([x.mean(1, keepdim=True), x], 1), **options)
+        return self.turned(out[:, 1:])
 
-    def _turned(self, x: Tensor) -> Tensor:
+    def turned(self, x: Tensor) -> Tensor:
+        """x (batch, length, …) in the order that the mixer reads, and back."""
         return torch.cat([x[:, :-1].flip(1), x[:, -1:]], 1) if self.flip else x
 
 

@@ -29,7 +29,9 @@ class VimConfig(PlainConfig):
 
     Arguments:
         stride: distance of neighbouring patches; that of `patch` unless given.
-        class_token: ``middle``, ``head``, ``double`` (at both ends, their mean is read), ``tail``, ``random``, or None.
+        class_token: ``middle``, ``head``, ``double`` (at both ends, their mean is read), ``tail``, ``random``, ``spread``
+            (`class_tokens` of them at equal distances, their mean is read), or None.
+        class_tokens: how many there are, with ``spread``.
         pool: without a class token, what the head reads: the ``last`` token, their ``mean``, ``all`` of them, or ``max``:
             the greatest score of all tokens.
         mixer: ``separate`` (parameters of either way by themselves: "v2"), ``shared`` (all but A: "v1"), ``causal``, or
@@ -54,6 +56,7 @@ class VimConfig(PlainConfig):
 
     stride: int | None = None
     class_token: ClassPlace | None = "middle"
+    class_tokens: int = 1
     pool: Literal["last", "mean", "max", "all"] = "mean"
     mixer: Literal["separate", "shared", "causal", "pairs"] = "separate"
     halve: bool = True
@@ -154,6 +157,7 @@ class Vim(VisionModel):
             config.dim,
             *config.grid,
             class_token=config.class_token,
+            class_tokens=config.class_tokens,
             position=config.position,
             dropout=config.dropout,
             route=config.route,

@@ -1,5 +1,6 @@
 """Operators: mathematics as functions on tensors, channels last, each with a reference and fast kernels."""
 
+from statescan.ops._aligned_scan import aligned_scan, aligned_ssd, token_gaps
 from statescan.ops._cauchy import cauchy, cauchy_reference
 from statescan.ops._causal_conv1d import causal_conv1d, causal_conv1d_reference, causal_conv1d_step
 from statescan.ops._dispatch import backend, explain
@@ -42,6 +43,8 @@ from statescan.ops._vandermonde import (
 )
 
 __all__ = [
+    "aligned_scan",
+    "aligned_ssd",
     "backend",
     "branching_tree",
     "cauchy",
@@ -82,6 +85,7 @@ __all__ = [
     "taylor_linear_attention",
     "taylor_linear_attention_reference",
     "taylor_linear_attention_step",
+    "token_gaps",
     "tree_causal_conv1d",
     "tree_cumulative_sum",
     "tree_depths",

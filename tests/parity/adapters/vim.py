@@ -111,6 +111,5 @@ def dense(fixture: Fixture) -> dict[str, Any]:
 
 ADAPTERS = {
     "vim/models_mamba.py:VisionMamba": classifier,
-    "token_pruning:vim/models_mamba.py:VisionMamba": None,
     "seg/backbone/vim.py:VisionMambaSeg": dense,
 }

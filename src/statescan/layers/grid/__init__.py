@@ -5,7 +5,7 @@ from statescan.layers.grid._cascade_scan import CascadeScan
 from statescan.layers.grid._channel_mixers import ChannelGate, DepthwiseMLP, InvertedResidual
 from statescan.layers.grid._channel_scan import ChannelDirection, ChannelScan
 from statescan.layers.grid._deformable import DeformableAggregation, deformable_aggregation
-from statescan.layers.grid._directional import DirectionalSS2D
+from statescan.layers.grid._directional import DirectionalSS2D, place_cells, take_cells
 from statescan.layers.grid._gated_convolution import GatedConvolution
 from statescan.layers.grid._hidden_state_mixer import HiddenStateBlock, HiddenStateMixer
 from statescan.layers.grid._local_mamba import LocalMamba
@@ -133,6 +133,8 @@ __all__ = [
     "mesa_loss",
     "nearest_multiple",
     "pad_corner",
+    "place_cells",
     "resize_grid",
+    "take_cells",
     "wavelet_transform",
 ]

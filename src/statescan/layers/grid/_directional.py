@@ -82,8 +82,24 @@ class DirectionalSS2D(nn.Module):
         self.output_projection = nn.Linear(inner, dim, bias=bias)
         self.layer_scale = None if layer_scale is None else nn.Parameter(torch.full((dim,), float(layer_scale)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, height, width, dim) to the same shape."""
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        cells: Tensor | None = None,
+        shape: tuple[int, int] | None = None,
+        ages: bool = False,
+    ) -> Tensor:
+        """(batch, height, width, dim) to the same shape; (batch, kept, dim) if only some cells of a grid are left.
+
+        Arguments:
+            x: the grid, or what is left of it.
+            cells: (batch, kept) int64, the cells that are left, rising.
+            shape: height and width of their grid.
+            ages: whether a walk's state ages over the cells that it passes (`ops.aligned_scan`) or is held.
+        """
+        if cells is not None and shape is not None:
+            return self._kept(x, cells, shape, ages)
         batch, height, width, _ = x.shape
         hidden, gate = self.input_projection(x).chunk(2, dim=-1)
         hidden = nn.functional.silu(self.convolution(hidden))
@@ -108,6 +124,41 @@ class DirectionalSS2D(nn.Module):
         out = self.output_projection(y * nn.functional.silu(gate))
         return out if self.layer_scale is None else out * self.layer_scale
 
+    def _kept(self, x: Tensor, cells: Tensor, shape: tuple[int, int], ages: bool) -> Tensor:
+        batch, kept, _ = x.shape
+        walks = self.route.walks
+        hidden, gate = self.input_projection(x).chunk(2, dim=-1)
+        hidden = nn.functional.silu(take_cells(self.convolution(place_cells(hidden, cells, shape)), cells))
+        dt, B, C = self.selection_projection(hidden).split([self.dt_rank, self.state_dim, self.state_dim], dim=-1)
+        # Where each walk over the whole grid comes to the cells that are left, and in which order: (batch, walks, kept).
+        visits = self.route.inverse(*shape, x.device)[:, cells].transpose(0, 1)
+        steps, order = visits.sort(dim=2)
+
+        def walked(part: Tensor) -> Tensor:  # (batch x walks, kept, channels)
+            spread = part[:, None].expand(-1, walks, -1, -1)
+            return spread.gather(2, order[..., None].expand(-1, -1, -1, part.shape[2])).flatten(0, 1)
+
+        def met(part: Tensor) -> Tensor:
+            return walked(part) if self.reorder == "all" else part[:, None].expand(-1, walks, -1, -1).flatten(0, 1)
+
+        entered = self.route.directions(*shape, x.device).expand(batch, -1, -1).gather(2, steps)
+        bias = widen(self.delta_bias)
+        y = ops.aligned_scan(
+            walked(hidden),
+            met(self.delta_projection(dt)),
+            -torch.exp(widen(self.A_log)),
+            met(B) + self.direction_B[entered].flatten(0, 1).to(B.dtype),
+            met(C),
+            widen(self.D),
+            positions=steps.flatten(0, 1) if ages else None,
+            delta_bias=2 * bias if self.double_bias else bias,
+            delta_softplus=True,
+        )
+        back = order.argsort(dim=2)[..., None].expand(-1, -1, -1, y.shape[2])
+        y = y.unflatten(0, (batch, walks)).gather(2, back).sum(1)
+        out = self.output_projection(y * nn.functional.silu(gate))
+        return out if self.layer_scale is None else out * self.layer_scale
+
     def _walked(self, grid: Tensor) -> Tensor:
         """A grid (batch, height, width, channels) as it meets the walks: (batch x walks, length, channels)."""
         if self.reorder == "all":
@@ -117,3 +168,15 @@ class DirectionalSS2D(nn.Module):
     def extra_repr(self) -> str:
         """The route."""
         return f"route={self.route.name!r}, reorder={self.reorder!r}"
+
+
+def place_cells(tokens: Tensor, cells: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Tokens (batch, kept, channels) at `cells` (batch, kept) of a grid (batch, height, width, channels) of zeros."""
+    grid = tokens.new_zeros(tokens.shape[0], shape[0] * shape[1], tokens.shape[2])
+    index = cells[..., None].expand(-1, -1, tokens.shape[2])
+    return grid.scatter(1, index, tokens).unflatten(1, shape)
+
+
+def take_cells(grid: Tensor, cells: Tensor) -> Tensor:
+    """What a grid (batch, height, width, channels) holds at `cells` (batch, kept): (batch, kept, channels)."""
+    return grid.flatten(1, 2).gather(1, cells[..., None].expand(-1, -1, grid.shape[3]))

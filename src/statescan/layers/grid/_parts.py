@@ -7,6 +7,7 @@ its `channels_last` memory format, so that nothing is copied on the way.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -248,11 +249,11 @@ class GridBlock(nn.Module):
         self.channel_mixer = channel_mixer
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, height, width, channels) to the same shape."""
+    def forward(self, x: Tensor, **options: Any) -> Tensor:
+        """(batch, height, width, channels) to the same shape; options go to the mixer."""
         if self.before is not None:
             x = x + self.before(x)
-        x = x + self.drop_path(self.mixer(self.norm(x)))
+        x = x + self.drop_path(self.mixer(self.norm(x), **options))
         if self.between is not None:
             x = x + self.between(x)
         if self.channel_mixer is not None:

@@ -13,7 +13,7 @@ from statescan.layers.grid._patches import PatchEmbedding
 from statescan.routes import Route
 
 #: Where a class token stands among the patches.
-ClassPlace = Literal["head", "middle", "tail", "double", "random"]
+ClassPlace = Literal["head", "middle", "tail", "double", "random", "spread"]
 
 
 class PatchTokens(nn.Module):
@@ -27,7 +27,9 @@ class PatchTokens(nn.Module):
         dim: channels of the tokens.
         rows, columns: the grid of training.
         class_token: where it stands: ``head``, ``middle`` (at rows x columns // 2), ``tail``, ``double`` (one at either
-            end), ``random`` (drawn at every call), or None for none.
+            end), ``random`` (drawn at every call), ``spread`` (`class_tokens` of them, one after every rows x columns //
+            (class_tokens + 1) patches, their positions in a table of their own), or None for none.
+        class_tokens: how many there are, with ``spread``.
         position: whether tokens have positions.
         dropout: after the positions are added.
         route: the order of the patches, a route of one walk over every cell.
@@ -41,6 +43,7 @@ class PatchTokens(nn.Module):
         columns: int,
         *,
         class_token: ClassPlace | None = None,
+        class_tokens: int = 1,
         position: bool = True,
         dropout: float = 0.0,
         route: str | Route = "raster",
@@ -48,22 +51,30 @@ class PatchTokens(nn.Module):
         super().__init__()
         if class_token is not None and class_token not in get_args(ClassPlace):
             raise ValueError(f"class_token: unknown {class_token!r}; known: {', '.join(get_args(ClassPlace))}, None")
-        self.rows, self.columns, self.place = rows, columns, class_token
+        if class_tokens < 1 or (class_tokens > 1 and class_token != "spread"):
+            raise ValueError(f"class_tokens: 1, or more with class_token='spread', got {class_tokens}")
+        self.rows, self.columns, self.place, self.class_tokens = rows, columns, class_token, class_tokens
         self.route = routes.get(route)
         if self.route.walks != 1:
             raise ValueError(f"route: one walk over the grid, but {self.route.name!r} has {self.route.walks}")
         self.embedding = embedding
-        self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if class_token is not None else None
+        self.class_token = nn.Parameter(torch.zeros(1, class_tokens, dim)) if class_token is not None else None
         self.class_token_tail = nn.Parameter(torch.zeros(1, 1, dim)) if class_token == "double" else None
         self.extra = len(self.class_indices(rows * columns))
-        self.position = nn.Parameter(torch.zeros(1, rows * columns + self.extra, dim)) if position else None
+        apart = position and class_token == "spread"
+        self.class_position = nn.Parameter(torch.zeros(1, class_tokens, dim)) if apart else None
+        length = rows * columns + (0 if apart else self.extra)
+        self.position = nn.Parameter(torch.zeros(1, length, dim)) if position else None
         self.dropout = nn.Dropout(dropout)
-        for parameter in (self.class_token, self.class_token_tail, self.position):
+        for parameter in (self.class_token, self.class_token_tail, self.position, self.class_position):
             if parameter is not None:
                 nn.init.trunc_normal_(parameter, std=0.02)
 
     def class_indices(self, patches: int) -> list[int]:
         """Where class tokens stand in the sequence of so many patches; a ``random`` one is counted as at the head."""
+        if self.place == "spread":
+            between = patches // (self.class_tokens + 1)
+            return [between + index * (between + 1) for index in range(self.class_tokens)]
         places = {"head": [0], "random": [0], "middle": [patches // 2], "tail": [patches], "double": [0, patches + 1]}
         return places[self.place] if self.place is not None else []
 
@@ -72,7 +83,8 @@ class PatchTokens(nn.Module):
         where the class tokens stand."""
         grid = self.embedding(images)
         batch, rows, columns, dim = grid.shape
-        tokens: list[Tensor] = [token for token in (self.class_token, self.class_token_tail) if token is not None]
+        tokens: list[Tensor] = [] if self.class_token is None else list(self.class_token.split(1, 1))
+        tokens += [] if self.class_token_tail is None else [self.class_token_tail]
         if self.position is not None:
             table, extra = self._split(self.position)
             grid = grid + resize_grid(table, rows, columns)
@@ -98,6 +110,8 @@ class PatchTokens(nn.Module):
 
     def _split(self, table: Tensor) -> tuple[Tensor, Tensor]:
         """Positions of the patches as a grid of training (1, rows, columns, dim), and of the class tokens."""
+        if self.class_position is not None:
+            return table.unflatten(1, (self.rows, self.columns)), self.class_position
         indices = self.class_indices(self.rows * self.columns)
         return _without(table, indices).unflatten(1, (self.rows, self.columns)), table[:, indices]
 

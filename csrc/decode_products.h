@@ -50,8 +50,8 @@ struct Scratch {
 };
 
 // Weights come from memory once, in order: asked for this many bytes before they are used, pages' ends cost no wait.
-constexpr int kAhead = 1024;
-inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 0); }  // used once: need not stay
+constexpr int kAhead = 4096;
+inline void prefetch(const void* p) { __builtin_prefetch(p); }
 
 // ---- one row -------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 #: The public names and the rooms they live in. Each is imported on first use, so that `import statescan` stays light.
 _PUBLIC = {
     "build_model": "statescan.models",
+    "compile_for_generation": "statescan.generation",
     "create_model": "statescan.models",
     "generate": "statescan.generation",
     "list_models": "statescan.models",

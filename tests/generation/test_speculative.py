@@ -268,6 +268,21 @@ def test_trees_of_a_model_have_their_shape():
     torch.testing.assert_close(drawn.probabilities[:4].sum(-1), torch.ones(4, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_draft_may_lack_a_few_tokens(temperature):
+    """Of 256 tokens the draft has 200; what it draws is never another."""
+    import statescan
+
+    model = _models.build("mamba_tiny")
+    small = statescan.create_model("mamba_tiny", dim=16, depth=1, vocab_size=200).eval()
+    for tree in ("chain", "static"):
+        draft = ModelDraft(small, tree=tree, drawn=True)
+        pieces = stream(
+            model, [1, 2], max_new_tokens=12, temperature=temperature, seed=0, draft=draft, acceptance="rounds"
+        )
+        assert len(list(pieces)) == 12
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

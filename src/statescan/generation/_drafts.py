@@ -176,8 +176,9 @@ class ModelDraft:
 
     def begin(self, tokens: Sequence[int], *, vocabulary: int, sampling: SamplingConfig, seed: int) -> DraftSession:
         """See `Draft`."""
-        own = getattr(self.model.config, "vocab_size", vocabulary)
-        if own < vocabulary // 2:  # a draft may miss a few rare tokens, not be of another tokenizer
+        config = self.model.config
+        own = getattr(config, "padded_vocab_size", config.vocab_size)
+        if own < vocabulary:
             raise ValueError(f"draft: its vocabulary of {own} tokens is not that of the model, {vocabulary}")
         return _ModelSession(self, tokens, vocabulary, sampling, seed)
 
@@ -256,9 +257,7 @@ class _ModelSession:
         if self._sampling.greedy:
             best = logits.argmax(-1, keepdim=True)
             return torch.zeros(len(logits), self._vocabulary, dtype=torch.float64).scatter_(1, best.cpu(), 1.0)
-        kept = process_logits(logits, self._sampling).double().softmax(-1).cpu()
-        missing = self._vocabulary - kept.shape[1]
-        return torch.nn.functional.pad(kept, (0, missing)) if missing > 0 else kept
+        return process_logits(logits, self._sampling).double().softmax(-1).cpu()
 
     def _draw(self, probabilities: Tensor, count: int) -> list[list[int]]:
         """Tokens drawn one after the other without replacement: those of the largest perturbed logarithms, in order."""

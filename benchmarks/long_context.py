@@ -187,7 +187,7 @@ def main() -> None:
         folder = options.out / f"{kind}_{task}"
         build = functools.partial(create, MODELS[kind] | (SMALLER[kind] if task == "digits" else {}))
         seconds = 60 * options.minutes * (1 / 30 if task == "digits" else 1)
-        model = _bible.trained(folder, build, loss, seconds=seconds)
+        model = _bible.trained(folder, build, loss, seconds=seconds, rate=5e-3 if task == "digits" else 3e-3)
         table = calibrate(model, folder, calibration_text(task, 5 if options.quick else 50))
 
         def value(

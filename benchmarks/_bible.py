@@ -76,12 +76,19 @@ def train(
     return {"steps": step, "seconds": spent, "loss": loss}
 
 
-def trained(folder: Path, build: Callable[[], Any], loss_of: Callable[[Any, int], Tensor], *, seconds: float) -> Any:
+def trained(
+    folder: Path,
+    build: Callable[[], Any],
+    loss_of: Callable[[Any, int], Tensor],
+    *,
+    seconds: float,
+    rate: float = 3e-3,
+) -> Any:
     """The model of this folder; where there is none, a new one is trained and saved there."""
     if not (folder / "config.json").is_file():
         torch.manual_seed(0)
         model = build()
-        found = train(model, loss_of, seconds=seconds, show=folder.name)
+        found = train(model, loss_of, seconds=seconds, rate=rate, show=folder.name)
         print(f"{folder.name}: {sum(p.numel() for p in model.parameters()):,} parameters, {found}", flush=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
         model.save(folder)

@@ -13,7 +13,8 @@ from statescan.generation import LongContext
 @pytest.mark.parametrize("model", long_context.MODELS)
 def test_losses_and_measures_of_both_models(task, model, tmp_path):
     torch.manual_seed(0)
-    made = long_context.create(long_context.MODELS[model])
+    smaller = long_context.SMALLER[model] if task == "digits" else {}
+    made = long_context.create(long_context.MODELS[model] | smaller)
     loss, measure, _ = long_context.TASKS[task]
     assert float(loss(made, 0).detach()) > 0
     table = long_context.calibrate(made, tmp_path, long_context.calibration_text(task, 1))
@@ -30,19 +31,10 @@ def test_losses_and_measures_of_both_models(task, model, tmp_path):
 def test_the_whole_of_it_goes_on_where_it_stood(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(_measure, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(long_context, "THRESHOLDS", (0.05, 0.0))
-    monkeypatch.setattr(long_context, "CHOSEN_AT", 2)
-    arguments = [
-        "--out",
-        str(tmp_path),
-        "--minutes",
-        "0.01",
-        "--examples",
-        "1",
-        "--lengths",
-        "768",
-        "--tasks",
-        "passkey",
-    ]
+    monkeypatch.setitem(long_context.FACTORS, "passkey", (2,))
+    monkeypatch.setitem(long_context.CHOSEN_AT, "passkey", 2)
+    arguments = ["--out", str(tmp_path), "--minutes", "0.01", "--examples", "1"]
+    arguments += ["--models", "mamba2", "--tasks", "passkey"]
     monkeypatch.setattr(sys, "argv", ["long_context", *arguments])
     threads = torch.get_num_threads()
     try:

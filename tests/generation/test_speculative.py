@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import statescan
 from statescan import ops
 from statescan.checkpoints import ByteTokenizer
 from statescan.generation import (
@@ -213,8 +214,6 @@ def test_pairs_of_tokens_are_distributed_as_by_plain_sampling(acceptance, draft)
 
 
 def _toy_model(seed):
-    import statescan
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = statescan.create_model(
@@ -268,6 +267,18 @@ def test_trees_of_a_model_have_their_shape():
     torch.testing.assert_close(drawn.probabilities[:4].sum(-1), torch.ones(4, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_draft_of_more_tokens_never_guesses_those_that_the_model_lacks(temperature):
+    model = _models.build("mamba_tiny")
+    larger = statescan.create_model("mamba_tiny", dim=16, depth=1, vocab_size=400).eval()
+    for tree in ("chain", "static"):
+        draft = ModelDraft(larger, tree=tree, drawn=True)
+        settings = dict(temperature=temperature, seed=0, draft=draft, acceptance="rounds")
+        pieces = list(stream(model, [1, 2], max_new_tokens=12, **settings))
+        assert len(pieces) == 12
+        assert all(piece.token < 256 for piece in pieces)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -279,7 +290,7 @@ def test_trees_of_a_model_have_their_shape():
         (lambda m: NGramDraft(nodes=1), "nodes: at least 2, got 1"),
         (
             lambda m: generate(m, [1], max_new_tokens=2, draft=ModelDraft(_toy_model(0))),
-            "its vocabulary of 5 tokens is not that of the model, 256",
+            "its vocabulary of 16 tokens is not that of the model, 256",
         ),
         (
             lambda m: generate(m, [1], max_new_tokens=9, draft=NGramDraft(), acceptance="rounds"),

@@ -94,9 +94,9 @@ class NGramDraft:
     def __post_init__(self) -> None:
         if not 1 <= self.shortest <= self.longest:
             raise ValueError(f"shortest, longest: 1 <= shortest <= longest, got {self.shortest} and {self.longest}")
-        for name, least in (("depth", 1), ("branches", 1), ("nodes", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: at least {least}, got {getattr(self, name)}")
+        for name, lowest in (("depth", 1), ("branches", 1), ("nodes", 2)):
+            if getattr(self, name) < lowest:
+                raise ValueError(f"{name}: at least {lowest}, got {getattr(self, name)}")
 
     def begin(self, tokens: Sequence[int], *, vocabulary: int, sampling: SamplingConfig, seed: int) -> DraftSession:
         """See `Draft`."""
@@ -166,9 +166,9 @@ class ModelDraft:
     def __post_init__(self) -> None:
         if self.tree not in TREES:
             raise ValueError(f"tree: expected one of {', '.join(TREES)}, got {self.tree!r}")
-        for name, least in (("depth", 1), ("beams", 1), ("nodes", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: at least {least}, got {getattr(self, name)}")
+        for name, lowest in (("depth", 1), ("beams", 1), ("nodes", 2)):
+            if getattr(self, name) < lowest:
+                raise ValueError(f"{name}: at least {lowest}, got {getattr(self, name)}")
         if not self.branching or any(count < 1 for count in self.branching):
             raise ValueError(f"branching: at least 1 child a level, got {tuple(self.branching)}")
         if self.drawn and self.tree == "dynamic":
@@ -176,8 +176,9 @@ class ModelDraft:
 
     def begin(self, tokens: Sequence[int], *, vocabulary: int, sampling: SamplingConfig, seed: int) -> DraftSession:
         """See `Draft`."""
-        own = getattr(self.model.config, "vocab_size", vocabulary)
-        if own < vocabulary // 2:  # a draft may miss a few rare tokens, not be of another tokenizer
+        config = self.model.config
+        own = getattr(config, "padded_vocab_size", config.vocab_size)
+        if own < vocabulary:
             raise ValueError(f"draft: its vocabulary of {own} tokens is not that of the model, {vocabulary}")
         return _ModelSession(self, tokens, vocabulary, sampling, seed)
 
@@ -255,10 +256,8 @@ class _ModelSession:
         """What children are drawn from, (rows, vocabulary) in float64."""
         if self._sampling.greedy:
             best = logits.argmax(-1, keepdim=True)
-            return torch.zeros(logits.shape, dtype=torch.float64).scatter_(1, best.cpu(), 1.0)
-        kept = process_logits(logits, self._sampling).double().softmax(-1).cpu()
-        missing = self._vocabulary - kept.shape[1]
-        return torch.nn.functional.pad(kept, (0, missing)) if missing > 0 else kept
+            return torch.zeros(len(logits), self._vocabulary, dtype=torch.float64).scatter_(1, best.cpu(), 1.0)
+        return process_logits(logits, self._sampling).double().softmax(-1).cpu()
 
     def _draw(self, probabilities: Tensor, count: int) -> list[list[int]]:
         """Tokens drawn one after the other without replacement: those of the largest perturbed logarithms, in order."""
@@ -281,7 +280,7 @@ class _ModelSession:
                     found.append((scores[row] + value, len(candidates), row))
                     candidates.append((scores[row] + value, level, beams[row], token))
             found = sorted(found, key=lambda entry: (-entry[0], entry[1]))[: settings.beams]
-            if level == depth or found[0][0] < math.log(settings.least) or not found:
+            if level == depth or math.exp(found[0][0]) < settings.least:
                 break
             beams, scores = [entry[1] for entry in found], [entry[0] for entry in found]
             logits, state = self._advance([candidates[c][3] for c in beams], state, [entry[2] for entry in found])

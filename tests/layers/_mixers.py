@@ -23,6 +23,7 @@ from statescan.layers import (
     LongConv,
     Mamba,
     Mamba2,
+    Mamba3,
     RecurrentCell,
     S5Block,
     SeqBoat,
@@ -43,6 +44,15 @@ MIXERS: dict[str, Callable[[], nn.Module]] = {
     "mamba2-groups": lambda: Mamba2(DIM, state_dim=3, head_dim=6, groups=2, D_per_channel=True, chunk_size=4),
     "mamba2-partial": lambda: Mamba2(DIM, state_dim=5, head_dim=3, ssm_dim=9, gated_norm=False, bias=True),
     "mamba2-limits": lambda: Mamba2(DIM, state_dim=5, head_dim=8, dt_limit=(0.01, 0.05), norm_before_gate=True),
+    "mamba3": lambda: Mamba3(DIM, state_dim=6, head_dim=4),
+    "mamba3-groups": lambda: Mamba3(
+        DIM, state_dim=10, head_dim=3, groups=4, rope_fraction=1.0, output_norm=True, chunk_size=4
+    ),
+    "mamba3-mimo": lambda: Mamba3(DIM, state_dim=6, head_dim=8, mimo_rank=3, rope_fraction=1.0, chunk_size=5),
+    "mamba3-mimo-norm": lambda: Mamba3(
+        DIM, state_dim=8, head_dim=4, groups=3, mimo_rank=2, rope_fraction=0.6, output_norm=True, A_floor=0.1
+    ),
+    "mamba3-mimo-one": lambda: Mamba3(DIM, state_dim=4, head_dim=4, mimo_rank=1),
     "attention": lambda: Attention(DIM, 3),
     "attention-rotary": lambda: Attention(DIM, 4, kv_heads=2, head_dim=6, rotary_dim=4),
     "attention-interleaved": lambda: Attention(DIM, 2, rotary_dim=6, rotary_interleaved=True, qkv_bias=True),
@@ -100,7 +110,7 @@ def build(name: str) -> Any:
     mixer = (MIXERS | WITHOUT_RESETS)[name]()
     with torch.no_grad():
         for key, parameter in mixer.named_parameters():
-            if key.endswith(("norm.weight", "D")) or "bias" in key or "learned" in key:
+            if key.endswith(("norm.weight", "D")) or "bias" in key or "learned" in key or "mimo" in key:
                 parameter += 0.3 * torch.randn_like(parameter)
     return mixer.eval()
 

@@ -200,6 +200,17 @@ _SYSTEMS = (
         ),
     ),
     System(
+        "mamba3",
+        "Mamba-3: Improved Sequence Modeling using State Space Principles (Lahoti et al., 2026)",
+        ("mamba3",),
+        (
+            "outputs and states of the published code (one input a head)",
+            "exact parameter counts",
+            "published names and configs both ways",
+            "chunked, stepped and whole sequences agree",
+        ),
+    ),
+    System(
         "vim",
         "Vision Mamba: Efficient Visual Representation Learning with Bidirectional State Space Model (Zhu et al., 2024)",
         ("vim",),

@@ -10,41 +10,13 @@ from statescan.layers._trapezoid import Segments, angles, trapezoidal_scan, turn
 from statescan.models._published import mixer_from_published
 from tests.parity._arguments import translate
 from tests.parity._fixture import Fixture, ParityError
-from tests.parity.adapters.mamba import BOOKKEEPING
-
-MAMBA3_NAMES = {
-    "d_model": "dim",
-    "d_state": "state_dim",
-    "expand": "expand",
-    "headdim": "head_dim",
-    "ngroups": "groups",
-    "rope_fraction": "rope_fraction",
-    "dt_min": "dt_min",
-    "dt_max": "dt_max",
-    "dt_init_floor": "dt_floor",
-    "A_floor": "A_floor",
-    "is_outproj_norm": "output_norm",
-    "mimo_rank": "mimo_rank",
-    "chunk_size": "chunk_size",
-}
-#: `dropout` and `n_layer` are taken and not used; the fused norm is the same norm.
-WITHOUT_EFFECT = (*BOOKKEEPING, "dropout", "n_layer", "fuse_pregate_headwise_norm", "process_group")
-
-
-def options_of(given: dict) -> dict:
-    """The published arguments under our names; `mimo_rank` counts only with `is_mimo`."""
-    given = dict(given)
-    if given.pop("is_mimo", False):
-        given.setdefault("mimo_rank", 4)
-    else:
-        given.pop("mimo_rank", None)
-    return translate(given, MAMBA3_NAMES, ignored=WITHOUT_EFFECT)
+from tests.parity.adapters.mamba import mamba3_options
 
 
 @torch.no_grad()
 def block(fixture: Fixture) -> dict[str, Tensor]:
     """`Mamba3` alone: the whole sequence, and, where asked for, a prefill with steps after it."""
-    mixer = Mamba3(**options_of(fixture.kwargs)).eval()
+    mixer = Mamba3(**mamba3_options(fixture.kwargs)).eval()
     fixture.check_parameters(mixer)
     mixer.load_state_dict(mixer_from_published(fixture.state_dict()), strict=True)
     (x,) = fixture.inputs()

@@ -165,7 +165,7 @@ def test_autocast_and_bfloat16_weights(key: str) -> None:
         assert (rough.float() - want).abs().max() < 0.05 * want.abs().max()
 
 
-@pytest.mark.parametrize("key", ["mamba", "mamba2", "hybrid", "zamba2"])
+@pytest.mark.parametrize("key", ["mamba", "mamba2", "mamba3", "hybrid", "zamba2"])
 def test_compiles_whole(key: str) -> None:
     model, x = build(key), tokens(2, 6)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

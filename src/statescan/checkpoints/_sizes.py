@@ -168,7 +168,7 @@ def _mamba3(fields: dict[str, str], layer: Tensors, config: Config, dim: int | N
         return {}
     (heads, ranks, state), inner = bias, out[1]
     found = {fields["state"]: state, fields["head"]: inner // heads if heads else 0}
-    if int(config.get(fields["expand"], 0) * dim) != inner:
+    if int((config.get(fields["expand"]) or 0) * dim) != inner:
         found[fields["expand"]] = inner // dim if inner % dim == 0 else inner / dim
     # Angles are fewer than the rows of one group.
     found[fields["groups"]] = (rows[0] - 2 * inner - 3 * heads) // (2 * state * ranks)

@@ -27,7 +27,7 @@ class _Projected(NamedTuple):
 
 
 class Mamba3(nn.Module):
-    """z, x, B, C, delta, A, lambda, theta = W_in u; B, C = norm(B, C) + bias, turned by theta; out = W_out (scan(x) silu(z)).
+    """z, x, B, C, delta, A, lambda, theta = W_in u; B, C = norm(B, C) + bias, turned; out = W_out (scan(x) silu(z)).
 
     There is no convolution: the trapezoidal rule mixes each position with the one before it.
 

@@ -84,9 +84,8 @@ def test_gradients_are_those_of_the_recurrence(ranks: int) -> None:
         got, last = trapezoidal_scan(**cast)
         found = torch.autograd.grad((got * weight.to(dtype)).sum() + last.sum(), list(cast.values()))
         for name, one, other in zip(given, found, wanted, strict=True):
-            torch.testing.assert_close(
-                one.double(), other, atol=10 * tolerance, rtol=tolerance, msg=lambda m: f"{name}: {m}"
-            )
+            difference = (one.double() - other).abs().max()
+            assert difference <= 10 * tolerance * (1 + other.abs().max()), (name, difference)
 
 
 def test_without_the_position_before_it_is_the_scan_of_mamba2() -> None:
@@ -123,15 +122,8 @@ def test_a_turning_state_knows_parity_without_a_nonlinearity() -> None:
     direction = torch.tensor([1.0, 0.0]).expand(4, 300, 1, 2)
     first = torch.zeros(4, 300, 1, 1, 1)
     first[:, 0] = 1
-    fixed = direction[:, :, None].clone()
-    y, _ = trapezoidal_scan(
-        first,
-        step,
-        torch.zeros_like(step),
-        torch.ones_like(step),
-        fixed,
-        turn(direction, angle, interleaved=True)[:, :, None],
-    )
+    fixed, turned = direction[:, :, None].clone(), turn(direction, angle, interleaved=True)[:, :, None]
+    y, _ = trapezoidal_scan(first, step, torch.zeros_like(step), torch.ones_like(step), fixed, turned)
     even = bits.cumsum(1) % 2 == 0
     torch.testing.assert_close(y[..., 0, 0, 0], torch.where(even, 1.0, -1.0), atol=1e-3, rtol=0)
 

@@ -167,7 +167,7 @@ def _mamba3(fields: dict[str, str], layer: Tensors, config: Config, dim: int | N
     if bias is None or out is None or rows is None or not (len(bias) == 3 and len(out) == len(rows) == 2 and dim):
         return {}
     (heads, ranks, state), inner = bias, out[1]
-    found = {fields["state"]: state, fields["head"]: inner // heads if heads else 0}
+    found: Config = {fields["state"]: state, fields["head"]: inner // heads if heads else 0}
     if int((config.get(fields["expand"]) or 0) * dim) != inner:
         found[fields["expand"]] = inner // dim if inner % dim == 0 else inner / dim
     # Angles are fewer than the rows of one group.

@@ -1,6 +1,20 @@
 """Data: readers of a user's text, and generators of the synthetic tasks."""
 
 from statescan.data._arena import ARENA, ArenaData, ArenaTask, arena_task, read_arena
+from statescan.data._chains import (
+    Arithmetic,
+    ChainTask,
+    EditDistance,
+    LastOccurrence,
+    LocalProgram,
+    LongestIncreasing,
+    PrefixLookup,
+    StringCopy,
+    edit_distances,
+    last_values,
+    local_recurrence,
+    longest_increasing,
+)
 from statescan.data._copying import Copying, SelectiveCopying, copying
 from statescan.data._induction import InductionHead, InductionHeads, induction_head_sequences
 from statescan.data._listops import LISTOPS_VOCABULARY, ListOps, evaluate_listops, listops_tokens, listops_value
@@ -15,6 +29,7 @@ from statescan.data._recall import (
 from statescan.data._sequences import SEQUENCE_DATA, LabelledSequences, SequenceBatch, read_sequences
 from statescan.data._series import ForecastBatch, Series, SeriesWindows, check_fractions, read_series, shown_time
 from statescan.data._signals import adding, delay
+from statescan.data._state_tracking import ModularSum, Parity
 from statescan.data._synthetic import IGNORED, SyntheticBatch, SyntheticTask, batch_seed
 from statescan.data._tasks import SYNTHETIC_TASKS, synthetic_task
 from statescan.data._text import HubSource, TextPiece, read_text, text_files
@@ -40,22 +55,31 @@ __all__ = [
     "SYNTHETIC_TASKS",
     "ArenaData",
     "ArenaTask",
+    "Arithmetic",
     "AssociativeRecall",
+    "ChainTask",
     "ContinuedOrder",
     "Copying",
+    "EditDistance",
     "ForecastBatch",
     "HubSource",
     "InductionHead",
     "InductionHeads",
     "LabelledSequences",
+    "LastOccurrence",
     "ListOps",
+    "LocalProgram",
+    "LongestIncreasing",
     "MemoryEnvironment",
     "MetaCartPole",
+    "ModularSum",
     "MultiQueryRecall",
+    "Parity",
     "Passkey",
     "PathfinderImage",
     "PathfinderSettings",
     "PhoneBook",
+    "PrefixLookup",
     "RepeatPrevious",
     "SelectiveCopying",
     "SequenceBatch",
@@ -64,6 +88,7 @@ __all__ = [
     "SeriesWindows",
     "ShuffledOrder",
     "StatelessCartPole",
+    "StringCopy",
     "SyntheticBatch",
     "SyntheticTask",
     "TextPiece",
@@ -78,11 +103,15 @@ __all__ = [
     "check_fractions",
     "copying",
     "delay",
+    "edit_distances",
     "evaluate_listops",
     "fingerprint",
     "induction_head_sequences",
+    "last_values",
     "listops_tokens",
     "listops_value",
+    "local_recurrence",
+    "longest_increasing",
     "memory_environment",
     "multi_query_recall",
     "pathfinder",

@@ -8,8 +8,8 @@ Keys and queries are turned by an angle that the input advances, which is the sa
 With R inputs and R keys at a time ("MIMO") the products are summed over them, and every one of R queries reads h_t.
 
 The parallel form is one call of `ops.ssd`. The state g_t = h_t + w_t x_t k_t^T, with w_t = (1 - l_{t+1}) d_{t+1}, already
-has what position t gives to the next one. It follows g_t = e^(-a_t d_t) g_{t-1} + (l_t d_t + w_t) x_t k_t^T, a scan of Mamba-2,
-and y_t = g_t q_t - w_t (q_t . k_t) x_t. After the last position w is zero, and g is h.
+has what position t gives to the next one. It follows g_t = e^(-a_t d_t) g_{t-1} + (l_t d_t + w_t) x_t k_t^T, a scan of
+Mamba-2, and y_t = g_t q_t - w_t (q_t . k_t) x_t. After the last position w is zero, and g is h.
 """
 
 from __future__ import annotations

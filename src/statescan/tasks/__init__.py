@@ -2,6 +2,16 @@
 
 from statescan.tasks._run_folder import first_process
 from statescan.tasks.evaluation import LanguageScore, evaluate_language
+from statescan.tasks.experiment import (
+    ArithmeticExperiment,
+    CopyExperiment,
+    EditDistanceExperiment,
+    ExperimentResult,
+    LastOccurrenceExperiment,
+    LISExperiment,
+    LocalProgramExperiment,
+    run_experiment,
+)
 from statescan.tasks.forecasting import ForecastResult, ForecastTraining, forecast_series, train_forecast
 from statescan.tasks.language import LanguageTraining, train_language
 from statescan.tasks.lra import LRATraining, train_lra
@@ -10,17 +20,25 @@ from statescan.tasks.sequence import SequenceTraining, train_sequence
 from statescan.tasks.synthetic import SyntheticTraining, train_synthetic
 
 __all__ = [
+    "ArithmeticExperiment",
+    "CopyExperiment",
+    "EditDistanceExperiment",
+    "ExperimentResult",
     "ForecastResult",
     "ForecastTraining",
+    "LISExperiment",
     "LRATraining",
     "LanguageScore",
     "LanguageTraining",
+    "LastOccurrenceExperiment",
+    "LocalProgramExperiment",
     "ReinforcementTraining",
     "SequenceTraining",
     "SyntheticTraining",
     "evaluate_language",
     "first_process",
     "forecast_series",
+    "run_experiment",
     "train_forecast",
     "train_language",
     "train_lra",

@@ -210,7 +210,8 @@ class ExperimentResult:
 def model_fields(name: str, *, dim: int, depth: int) -> dict[str, Any]:
     """Fields of the free layout's config for a model such as ``mamba_16``.
 
-    Mamba, the transformer's pair of attention and MLP, and the hybrid have about the same number of parameters at N = 16.
+    Mamba at N = 16 and the transformer, whose attention has an MLP, are about equally large; that of the hybrid has
+    none.
 
     Raises:
         ValueError: for a kind that does not exist.

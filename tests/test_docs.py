@@ -46,6 +46,17 @@ SMALL_AGENT = {
     "--length": ["16"],
     "--set": ["dim=8", "depth=1", "encoder_dim=8", "head_dim=8"],
 }
+SMALL_EXPERIMENT = {
+    "--models": ["mamba_4"],
+    "--length": ["4"],
+    "--test-lengths": ["3"],
+    "--steps": ["2"],
+    "--dim": ["16"],
+    "--depth": ["1"],
+    "--batch-size": ["2"],
+    "--examples": ["4"],
+    "--seeds": ["0"],
+}
 SMALL_TASK = SMALL | {"--task-set": ["length=16"], "--validation-examples": ["4"]}
 
 BOOK = "And God said, Let there be light: and there was light.\n" * 60
@@ -87,7 +98,7 @@ def _check(words):
     elif words[0] == "statescan" and len(words) > 1 and not words[1].startswith("-"):
         assert words[1] in cli.commands(), words
         subcommands = [
-            word for word in words[2:3] if not word.startswith("-") and words[1] in ("train", "evaluate", "inspect")
+            word for word in words[2:3] if not word.startswith("-") and words[1] in ("train", "evaluate", "inspect", "experiment")
         ]
         shown = _help(words[1], *subcommands)
         for flag in (word for word in words if word.startswith("--") and word != "--help"):
@@ -106,7 +117,9 @@ def _shorter(words):
         "lra": SMALL_ARENA,
     }
     replaced = kinds.get(words[2] if len(words) > 2 else "", SMALL_TASK)
-    if words[1] != "train" or "--resume" in words:
+    if words[1] == "experiment":
+        replaced = SMALL_EXPERIMENT
+    if words[1] not in ("train", "experiment") or "--resume" in words:
         return words
     kept, skipping = [], False
     for word in words:

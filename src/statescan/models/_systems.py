@@ -167,6 +167,16 @@ _SYSTEMS = (
         ),
     ),
     System(
+        "free_lunch",
+        "Exploring the Limitations of Mamba in COPY and CoT Reasoning (Ren, Li and Liu, 2024)",
+        (),
+        (
+            "tables of all dynamic programs",
+            "an oracle solves every task",
+            "problems for learning and for tests never meet",
+        ),
+    ),
+    System(
         "mamba",
         "Mamba: Linear-Time Sequence Modeling with Selective State Spaces (Gu and Dao, 2023)",
         ("mamba", "falcon_mamba"),

@@ -76,7 +76,7 @@ def train(
     """Train one model; batch n of a seed is the same for all."""
     optimiser = torch.optim.AdamW(model.parameter_groups(0.0), lr=rate, betas=(0.9, 0.95))
     warmup = max(1, steps // 20)
-    began, step = time.process_time(), 0
+    began, step, solved = time.process_time(), 0, 0
     with progress_bar(show, steps, unit="steps", shown=bool(show)) as advance:
         for step in range(1, steps + 1):
             factor = min(1.0, step / warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
@@ -92,8 +92,9 @@ def train(
             optimiser.step()
             advance(1)
             if step % 50 == 0:
-                solved = accuracies(model, task, LONGEST, examples=64, stream="validation")[0] == 1.0
-                if solved or time.process_time() - began > 60 * minutes:
+                right = accuracies(model, task, LONGEST, examples=64, stream="validation")[0] == 1.0
+                solved = solved + 1 if right else 0
+                if solved == 4 or time.process_time() - began > 60 * minutes:
                     break
     found = {
         str(length): accuracies(model, task, length, examples=512, stream="test") for length in (LONGEST, *LENGTHS[1:])

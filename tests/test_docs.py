@@ -98,7 +98,9 @@ def _check(words):
     elif words[0] == "statescan" and len(words) > 1 and not words[1].startswith("-"):
         assert words[1] in cli.commands(), words
         subcommands = [
-            word for word in words[2:3] if not word.startswith("-") and words[1] in ("train", "evaluate", "inspect", "experiment")
+            word
+            for word in words[2:3]
+            if not word.startswith("-") and words[1] in ("train", "evaluate", "inspect", "experiment")
         ]
         shown = _help(words[1], *subcommands)
         for flag in (word for word in words if word.startswith("--") and word != "--help"):

@@ -103,7 +103,7 @@ def test_without_the_position_before_it_is_the_scan_of_mamba2() -> None:
 def test_turning_keeps_lengths_and_products_of_equal_turns(interleaved: bool) -> None:
     torch.manual_seed(0)
     k, q, angle = torch.randn(3, 10).double(), torch.randn(3, 10).double(), torch.randn(3, 4).double()
-    both = [turn(x, angle, interleaved=interleaved) for x in (k, q)]
+    both = [turn(x, angle.cos(), angle.sin(), interleaved=interleaved) for x in (k, q)]
     torch.testing.assert_close((both[0] * both[1]).sum(-1), (k * q).sum(-1))
     pairs = [(2 * i, 2 * i + 1) if interleaved else (i, i + 5) for i in range(4)]
     still = sorted(set(range(10)) - {channel for pair in pairs for channel in pair})
@@ -122,7 +122,10 @@ def test_a_turning_state_knows_parity_without_a_nonlinearity() -> None:
     direction = torch.tensor([1.0, 0.0]).expand(4, 300, 1, 2)
     first = torch.zeros(4, 300, 1, 1, 1)
     first[:, 0] = 1
-    fixed, turned = direction[:, :, None].clone(), turn(direction, angle, interleaved=True)[:, :, None]
+    fixed, turned = (
+        direction[:, :, None].clone(),
+        turn(direction, angle.cos(), angle.sin(), interleaved=True)[:, :, None],
+    )
     y, _ = trapezoidal_scan(first, step, torch.zeros_like(step), torch.ones_like(step), fixed, turned)
     even = bits.cumsum(1) % 2 == 0
     torch.testing.assert_close(y[..., 0, 0, 0], torch.where(even, 1.0, -1.0), atol=1e-3, rtol=0)

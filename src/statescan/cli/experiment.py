@@ -100,20 +100,17 @@ def _run(settings: Experiment, json: bool) -> None:
         return
     lengths = [str(length) for length in settings.test_lengths]
     rows = [
-        (
-            row["model"],
-            row["seed"],
-            row["parameters"],
-            row["state_bytes"],
-            row["examples_seen"],
-            *(f"{row['accuracy'][length]['strings']:.3f}" for length in lengths),
-            solved or "none",
-        )
+        (row["model"], row["seed"], row["parameters"], row["state_bytes"], row["examples_seen"], solved or "none")
         for row, solved in zip(result.rows, result.solved, strict=True)
     ]
-    columns = ("name", "seed", "parameters", "state bytes", "examples seen", *lengths, "longest solved")
-    _print.table(f"{settings.summary}, by length", columns, rows)
-    for what, title in (("tokens", "right tokens"), ("answers", "right answers after the model's own steps")):
+    columns = ("name", "seed", "parameters", "state bytes", "examples seen", "longest solved")
+    _print.table("models", columns, rows)
+    titles = {
+        "strings": f"{settings.summary}, by length",
+        "tokens": "right tokens, by length",
+        "answers": "right answers after the model's own steps, by length",
+    }
+    for what, title in titles.items():
         rows = [
             (row["model"], row["seed"], *(f"{row['accuracy'][length][what]:.3f}" for length in lengths))
             for row in result.rows

@@ -139,7 +139,7 @@ class Mamba3(nn.Module):
         segments = Segments.of(x.shape[1], resets, offsets)
         given = self._project(x)
         angle = angles(given.turned, state["angle"] if state else None, segments)
-        keys, queries = self._turned(given.B, self.B_bias, angle), self._turned(given.C, self.C_bias, angle)
+        keys, queries = self._turned(given, angle)
         y, ssm = trapezoidal_scan(
             self._spread(given.x, self.mimo_x),
             given.step,
@@ -166,7 +166,7 @@ class Mamba3(nn.Module):
         """One position: x (batch, dim) -> output (batch, dim) and the next state."""
         given = self._project(x)
         angle = torch.remainder(state["angle"] + given.turned, 2 * torch.pi)
-        key, query = self._turned(given.B, self.B_bias, angle), self._turned(given.C, self.C_bias, angle)
+        key, query = self._turned(given, angle)
         value = widen(given.x)
         y, ssm = trapezoidal_step(
             state["ssm"],
@@ -200,11 +200,15 @@ class Mamba3(nn.Module):
             turns(rates, step),
         )
 
-    def _turned(self, rows: Tensor, bias: Tensor, angle: Tensor) -> Tensor:
-        """(…, R, G, N) -> (…, R, H, N) with the heads' biases, turned."""
-        heads = widen(bias).transpose(0, 1).unflatten(1, (self.groups, -1))
-        rows = (widen(rows)[..., None, :] + heads).flatten(-3, -2)
-        return turn(rows, angle[..., None, :, :], interleaved=self.interleaved)
+    def _turned(self, given: _Projected, angle: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and queries: B and C (…, R, G, N) -> (…, R, H, N) with the heads' biases, turned."""
+        cosine, sine = (part[..., None, :, :] for part in (angle.cos(), angle.sin()))
+        both = []
+        for rows, bias in ((given.B, self.B_bias), (given.C, self.C_bias)):
+            heads = widen(bias).transpose(0, 1).unflatten(1, (self.groups, -1))
+            biased = (widen(rows)[..., None, :] + heads).flatten(-3, -2)
+            both.append(turn(biased, cosine, sine, interleaved=self.interleaved))
+        return both[0], both[1]
 
     @staticmethod
     def _spread(x: Tensor, weight: Tensor | None) -> Tensor:

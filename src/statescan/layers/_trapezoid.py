@@ -137,19 +137,18 @@ def angles(turned: Tensor, before: Tensor | None, segments: Segments) -> Tensor:
     return torch.remainder(total, 2 * math.pi).to(turned.dtype)
 
 
-def turn(x: Tensor, angle: Tensor, *, interleaved: bool) -> Tensor:
+def turn(x: Tensor, cosine: Tensor, sine: Tensor, *, interleaved: bool) -> Tensor:
     """Turn the first pairs of channels: (2 i, 2 i + 1) if interleaved, else (i, i + N / 2).
 
     Arguments:
         x: (…, N).
-        angle: (…, angles), of which there are N / 2 at most.
+        cosine, sine: of the angles, (…, angles), of which there are N / 2 at most.
     """
-    count, width = angle.shape[-1], x.shape[-1]
+    count, width = cosine.shape[-1], x.shape[-1]
     if interleaved and not torch.compiler.is_compiling():
         pairs = torch.view_as_complex(x[..., : 2 * count].unflatten(-1, (count, 2)).contiguous())
-        turned = torch.view_as_real(pairs * torch.complex(angle.cos(), angle.sin())).flatten(-2)
+        turned = torch.view_as_real(pairs * torch.complex(cosine, sine)).flatten(-2)
         return turned if 2 * count == width else torch.cat([turned, x[..., 2 * count :]], dim=-1)
-    cosine, sine = angle.cos(), angle.sin()
     if interleaved:
         first, second = x[..., : 2 * count].unflatten(-1, (count, 2)).unbind(-1)
         pair = (first * cosine - second * sine, first * sine + second * cosine)

@@ -58,7 +58,8 @@ def siso(fixture: Fixture) -> dict[str, Tensor]:
 
         def turned(rows: str) -> Tensor:
             wide = given[rows].repeat_interleave(heads // given[rows].shape[2], dim=2)
-            return turn(wide + given.get(f"{rows}_bias", 0), angle, interleaved=True)[:, :, None]
+            biased = wide + given.get(f"{rows}_bias", 0)
+            return turn(biased, angle.cos(), angle.sin(), interleaved=True)[:, :, None]
 
         keys = turned("K")
         y, last = trapezoidal_scan(

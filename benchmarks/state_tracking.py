@@ -71,9 +71,9 @@ def accuracies(model: Any, task: str, length: int, *, examples: int, stream: str
 
 
 def train(
-    model: Any, task: str, rate: float, *, steps: int, minutes: float, seed: int, show: str = ""
+    model: Any, task: str, rate: float, *, steps: int, minutes: float, checks: int = 4, seed: int, show: str = ""
 ) -> dict[str, Any]:
-    """Train one model; batch n of a seed is the same for all."""
+    """Train one model until so many checks in a row are right; batch n of a seed is the same for all."""
     optimiser = torch.optim.AdamW(model.parameter_groups(0.0), lr=rate, betas=(0.9, 0.95))
     warmup = max(1, steps // 20)
     began, step, solved = time.process_time(), 0, 0
@@ -94,7 +94,7 @@ def train(
             if step % 50 == 0:
                 right = accuracies(model, task, LONGEST, examples=64, stream="validation")[0] == 1.0
                 solved = solved + 1 if right else 0
-                if solved == 4 or time.process_time() - began > 60 * minutes:
+                if solved == checks or time.process_time() - began > 60 * minutes:
                     break
     found = {
         str(length): accuracies(model, task, length, examples=512, stream="test") for length in (LONGEST, *LENGTHS[1:])
@@ -129,6 +129,7 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=(3e-3, 1e-2), help="learning rates")
     parser.add_argument("--steps", type=int, default=3000, help="optimiser steps at most")
     parser.add_argument("--minutes", type=float, default=3.0, help="processor time of a training at most")
+    parser.add_argument("--checks", type=int, default=4, help="stop when so many checks in a row are right")
     parser.add_argument("--depth", type=int, default=1, help="layers")
     parser.add_argument("--seed", type=int, default=0, help="of weights and batches")
     parser.add_argument("--quick", action="store_true", help="a few steps of two models on parity, nothing saved")
@@ -146,11 +147,18 @@ def main() -> None:
 
         def measure(task: str = task, name: str = name, rate: float = rate, v: int = vocabulary) -> dict[str, Any]:
             model = create(name, v, options.depth, options.seed)
-            limits = {"steps": options.steps, "minutes": options.minutes, "seed": options.seed}
+            limits = {
+                "steps": options.steps,
+                "minutes": options.minutes,
+                "checks": options.checks,
+                "seed": options.seed,
+            }
             return train(model, task, rate, **limits, show=f"{task}, {name}, {rate:g}")
 
         point = {"task": task, "model": MODELS[name], "rate": rate, "depth": options.depth, "seed": options.seed}
-        found = points.get(point | {"steps": options.steps, "minutes": options.minutes}, measure)
+        found = points.get(
+            point | {"steps": options.steps, "minutes": options.minutes, "checks": options.checks}, measure
+        )
         trainings.setdefault((task, name), {})[rate] = found
         print(f"{show}: {found}", flush=True)
     rows = [row(*which, found) for which, found in trainings.items()]

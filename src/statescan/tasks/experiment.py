@@ -56,7 +56,7 @@ class Experiment:
     #: Optimiser steps, at most.
     steps: int = 4000
     #: Processor time for each model and seed, in minutes; a part of an interrupted run counts for itself.
-    minutes: float = 8.0
+    minutes: float = 7.0
     #: Sequences of a batch.
     batch_size: int = 32
     #: Highest learning rate.
@@ -67,6 +67,8 @@ class Experiment:
     seeds: tuple[int, ...] = (0,)
     #: Test problems of every length.
     examples: int = 256
+    #: Kind of device to train on: auto, cpu, cuda, mps.
+    accelerator: str = "cpu"
     #: Go on in the folder.
     resume: bool = False
     #: Replace what is in the folder.
@@ -272,7 +274,7 @@ def run_experiment(settings: Experiment) -> ExperimentResult:
 
 def _told(settings: Experiment) -> dict[str, Any]:
     """What the outcome of a model depends on."""
-    free = {"out", "models", "seeds", "resume", "overwrite", "progress"}
+    free = {"out", "models", "seeds", "resume", "overwrite", "progress", "accelerator"}
     plain = {"task": settings.task} | {
         name: value for name, value in dataclasses.asdict(settings).items() if name not in free
     }
@@ -303,7 +305,7 @@ def _run(settings: Experiment, name: str, seed: int) -> dict[str, Any]:
             seed=seed,
             resume=settings.resume,
             overwrite=settings.overwrite,
-            accelerator="cpu",
+            accelerator=settings.accelerator,
             progress=settings.progress,
         )
     )

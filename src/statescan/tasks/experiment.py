@@ -398,13 +398,18 @@ def _draw(settings: Experiment, rows: list[dict[str, Any]]) -> str | None:
         places[0].plot(lengths, means, label=name.replace("_", ", N = "), linewidth=1.6, markersize=5, **look)
         heights = [row["accuracy"][str(at)]["strings"] for row in own]
         places[1].plot([row["state_bytes"] / 1024 for row in own], heights, linestyle="none", **look)
+    places[0].set_xticks(sorted(settings.test_lengths))
     places[0].axvline(settings.length, color="grey", linewidth=0.8, linestyle=":")
     places[0].set_xlabel("length (dotted: longest in training)")
     places[0].set_ylabel(settings.summary)
     places[1].set_xlabel(f"KiB of state after a problem of length {settings.length}")
     places[1].set_title(f"at length {at}", fontsize=10)
-    places[1].set_xscale("log", base=2)
-    places[1].xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    sizes = [row["state_bytes"] for row in rows]
+    if sizes and max(sizes) >= 4 * min(sizes):
+        places[1].set_xscale("log", base=2)
+        places[1].xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    else:
+        places[1].set_xlim(0, 1.1 * max(sizes, default=1) / 1024)
     for place in places:
         place.grid(alpha=0.25)
         place.set_ylim(-0.03, 1.03)

@@ -48,6 +48,17 @@ SMALL_AGENT = {
 }
 SMALL_CUBE = {"--steps": ["2"], "--batch-size": ["2"], "--set": ["dim=8", "depth=1", "window=3", "hidden=8"]}
 SMALL_RECORDS = SMALL | {"--records": ["40"], "--least": ["2"]}
+SMALL_EXPERIMENT = {
+    "--models": ["mamba_4"],
+    "--length": ["4"],
+    "--test-lengths": ["3"],
+    "--steps": ["2"],
+    "--dim": ["16"],
+    "--depth": ["1"],
+    "--batch-size": ["2"],
+    "--examples": ["4"],
+    "--seeds": ["0"],
+}
 SMALL_TASK = SMALL | {"--task-set": ["length=16"], "--validation-examples": ["4"]}
 
 BOOK = "And God said, Let there be light: and there was light.\n" * 60
@@ -88,7 +99,7 @@ def _check(words):
         assert (ROOT / f"{place}.py").is_file() or (ROOT / place / "__main__.py").is_file(), words
     elif words[0] == "statescan" and len(words) > 1 and not words[1].startswith("-"):
         assert words[1] in cli.commands(), words
-        divided = ("train", "evaluate", "inspect", "classify", "calibrate")
+        divided = ("train", "evaluate", "inspect", "classify", "calibrate", "experiment")
         subcommands = [word for word in words[2:3] if not word.startswith("-") and words[1] in divided]
         shown = _help(words[1], *subcommands)
         for flag in (word for word in words if word.startswith("--") and word != "--help"):
@@ -110,7 +121,9 @@ def _shorter(words):
         "records": SMALL_RECORDS,
     }
     replaced = kinds.get(words[2] if len(words) > 2 else "", SMALL_TASK)
-    if words[1] != "train" or "--resume" in words:
+    if words[1] == "experiment":
+        replaced = SMALL_EXPERIMENT
+    if words[1] not in ("train", "experiment") or "--resume" in words:
         return words
     kept, skipping = [], False
     for word in words:

@@ -122,7 +122,11 @@ def test_sizes_that_are_left_out_are_those_of_the_tensors(folders, tmp_path, nam
 @pytest.mark.parametrize(
     ("name", "fields", "message"),
     [
-        ("mamba published", dict(ssm_cfg={"layer": "Mamba3"}), "ssm_cfg.layer is 'Mamba3'; known: Mamba1, Mamba2"),
+        (
+            "mamba published",
+            dict(ssm_cfg={"layer": "Mamba9"}),
+            "ssm_cfg.layer is 'Mamba9'; known: Mamba1, Mamba2, Mamba3",
+        ),
         ("mamba published", dict(ssm_cfg={"d_stat": 16}), "ssm_cfg has options that are not known here: d_stat"),
         ("mamba published", dict(vocab_size=None), "lacks 'vocab_size'"),
         ("mamba2", dict(hidden_act="relu"), "hidden_act is 'relu'; known: silu"),

@@ -1,6 +1,7 @@
 """Saving and loading: every layout, shards, dtypes; what is written is all there or was never begun."""
 
 import contextlib
+import json
 import os
 import resource
 import signal
@@ -36,6 +37,19 @@ def test_every_family_in_our_own_layout(name, tmp_path):
     assert second.config == first.config and same_weights(first, second)
     shared = [len({id(p) for p in model.parameters()}) for model in (first, second)]
     assert shared[0] == shared[1] == len(list(second.parameters()))
+
+
+@pytest.mark.parametrize(
+    "options", [dict(), dict(mimo_rank=2, output_norm=True, rope_fraction=1.0, groups=2), dict(A_floor=0.01, expand=1)]
+)
+def test_mamba3_as_the_published_code_writes_it(options, tmp_path):
+    first = small("mamba3_tiny", head_dim=8, state_dim=8, mlp_dim=16, mlp_multiple_of=128, **options)
+    checkpoints.save(first, tmp_path / "m", layout="state-spaces")
+    ssm = json.loads((tmp_path / "m" / "config.json").read_text())["ssm_cfg"]
+    assert (ssm["layer"], ssm.get("is_mimo", False)) == ("Mamba3", "mimo_rank" in options)
+    second = checkpoints.load(tmp_path / "m")
+    assert second.config == first.config
+    assert torch.equal(logits(second), logits(first))
 
 
 def test_a_hybrid_of_the_state_spaces_layout(tmp_path):

@@ -71,6 +71,20 @@ def test_bench_prints_and_gives_data(capsys):
     assert json.loads(out)["mamba_tiny"]["state_bytes"] > 0
 
 
+@pytest.mark.parametrize("name", ["copy", "last-occurrence", "lis", "edit-distance", "arithmetic", "local-dp"])
+def test_experiments_print_tables_and_give_data(capsys, tmp_path, name):
+    pytest.importorskip("pytorch_lightning")
+    small = "--models mamba_4 --length 3 --test-lengths 2 3 --steps 2 --dim 16 --depth 1 --examples 4 --batch-size 2"
+    arguments = ["experiment", name, "--out", str(tmp_path), *small.split()]
+    status, out, _ = run(capsys, *arguments)
+    assert not status
+    assert "mamba_4" in out
+    assert "by length" in out
+    assert str(tmp_path / "results.json") in out
+    status, out, _ = run(capsys, *arguments, "--resume", "--json")
+    assert json.loads(out)["rows"][0]["accuracy"]["3"].keys() == {"tokens", "strings", "answers"}
+
+
 def test_convert(capsys, tmp_path):
     import statescan
     from statescan import checkpoints

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from statescan.data import (
     multi_query_recall,
     synthetic_task,
 )
+from tests.data import _chain_oracles as chains
 
 # -- oracles: what a reader who understood the task answers, token by token ------------------------------------------
 
@@ -66,7 +68,34 @@ def read_phone_book(tokens: list[int]) -> dict[int, int]:
     return {place + index: ord(digit) for index, digit in enumerate(numbers[asked])}
 
 
+def running_sum(tokens: list[int], modulus: int) -> dict[int, int]:
+    return {place: sum(tokens[: place + 1]) % modulus for place in range(len(tokens))}
+
+
+def replayed(task: str, settings: dict) -> Callable[[list[int]], dict[int, int]]:
+    """What follows the question, from `tests.data._chain_oracles`; the last answer is the end mark."""
+
+    def oracle(tokens: list[int]) -> dict[int, int]:
+        answers = chains.ORACLES[task](tokens, **settings)
+        return answers | {len(tokens) - 1: chains.EOS}
+
+    return oracle
+
+
+def chain(task: str, **settings) -> tuple[dict, Callable[[list[int]], dict[int, int]]]:
+    return settings, replayed(task, settings)
+
+
 ORACLES = {
+    "arithmetic": chain("arithmetic", length=5, modulus=11),
+    "edit_distance": chain("edit_distance", length=4, other=6, symbols=3),
+    "last_occurrence": chain("last_occurrence", length=12, keys=5, values=9),
+    "local_program": chain("local_program", length=9, weights=(2, 0, 5), modulus=7),
+    "longest_increasing": chain("longest_increasing", length=10, largest=12),
+    "prefix_lookup": chain("prefix_lookup", length=15, piece=2, symbols=3),
+    "string_copy": chain("string_copy", length=9, symbols=5),
+    "modular_sum": ({"length": 20, "modulus": 7}, lambda t: running_sum(t, 7)),
+    "parity": ({"length": 20}, lambda t: running_sum(t, 2)),
     "associative_recall": ({"allow_absent": True, "key_length": 2}, lambda t: looked_up(t, 20, 2)),
     "copying": ({"length": 20, "memorize": 5}, lambda t: copied(t, 16)),
     "induction_head": ({"induction_length": 3, "triggers": 4}, lambda t: after_trigger(t, 20, 3)),

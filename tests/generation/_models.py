@@ -14,6 +14,7 @@ VOCABULARY = 256
 SIZES: dict[str, dict[str, Any]] = {
     "mamba_tiny": dict(dim=32, depth=2, state_dim=4),
     "mamba2_tiny": dict(dim=32, depth=2, state_dim=8, head_dim=16),
+    "mamba3_mimo_tiny": dict(dim=32, depth=2, state_dim=8, head_dim=16, mlp_dim=16),
     "transformer_tiny": dict(dim=32, depth=2, mlp_dim=32, attention=dict(heads=2, rotary_dim=8)),
     "hybrid_tiny": dict(
         dim=32,
@@ -26,7 +27,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 NAMES = ["mock", *SIZES]
 #: Further ones whose state must not grow.
-OTHER_CONSTANT = ["mamba2_tiny"]
+OTHER_CONSTANT = ["mamba2_tiny", "mamba3_mimo_tiny"]
 
 
 def build(name: str, **overrides: Any) -> Any:

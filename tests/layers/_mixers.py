@@ -23,6 +23,7 @@ from statescan.layers import (
     LongConv,
     Mamba,
     Mamba2,
+    Mamba3,
     MultiHeadMamba,
     ParallelMixer,
     RecurrentCell,
@@ -56,6 +57,15 @@ MIXERS: dict[str, Callable[[], nn.Module]] = {
         input_scales={"mamba": 1.2},
         output_scales={"attention": 0.7},
     ),
+    "mamba3": lambda: Mamba3(DIM, state_dim=6, head_dim=4),
+    "mamba3-groups": lambda: Mamba3(
+        DIM, state_dim=10, head_dim=3, groups=4, rope_fraction=1.0, output_norm=True, chunk_size=4
+    ),
+    "mamba3-mimo": lambda: Mamba3(DIM, state_dim=6, head_dim=8, mimo_rank=3, rope_fraction=1.0, chunk_size=5),
+    "mamba3-mimo-norm": lambda: Mamba3(
+        DIM, state_dim=8, head_dim=4, groups=3, mimo_rank=2, rope_fraction=0.6, output_norm=True, A_floor=0.1
+    ),
+    "mamba3-mimo-one": lambda: Mamba3(DIM, state_dim=4, head_dim=4, mimo_rank=1),
     "attention": lambda: Attention(DIM, 3),
     "attention-rotary": lambda: Attention(DIM, 4, kv_heads=2, head_dim=6, rotary_dim=4),
     "attention-interleaved": lambda: Attention(DIM, 2, rotary_dim=6, rotary_interleaved=True, qkv_bias=True),
@@ -113,7 +123,7 @@ def build(name: str) -> Any:
     mixer = (MIXERS | WITHOUT_RESETS)[name]()
     with torch.no_grad():
         for key, parameter in mixer.named_parameters():
-            if key.endswith(("norm.weight", "D")) or "bias" in key or "learned" in key:
+            if key.endswith(("norm.weight", "D")) or "bias" in key or "learned" in key or "mimo" in key:
                 parameter += 0.3 * torch.randn_like(parameter)
     return mixer.eval()
 

@@ -197,7 +197,18 @@ def test_every_projection_is_called_as_a_module(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["mamba", "mamba2", "attention-convolved", "s5", "s5-block", "taylor", "sliding-grouped", "base-conv"],
+    [
+        "mamba",
+        "mamba2",
+        "mamba3",
+        "mamba3-mimo",
+        "attention-convolved",
+        "s5",
+        "s5-block",
+        "taylor",
+        "sliding-grouped",
+        "base-conv",
+    ],
 )
 def test_compiles_whole(name: str) -> None:
     mixer, x = build(name), noise(2, 6, DIM)

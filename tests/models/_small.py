@@ -24,6 +24,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mamba-untied": ("mamba_tiny", dict(dim=20, depth=1, tie_embeddings=False, residual_in_float32=False)),
     "mamba2": ("mamba2_tiny", dict(dim=20, depth=2, state_dim=5, head_dim=8)),
     "mamba2-groups": ("mamba2_tiny", dict(dim=20, depth=2, state_dim=5, head_dim=5, groups=4, mlp_dim=8)),
+    "mamba3": ("mamba3_tiny", dict(dim=20, depth=2, state_dim=6, head_dim=8, mlp_dim=8)),
+    "mamba3-mimo": (
+        "mamba3_mimo_tiny",
+        dict(dim=20, depth=3, state_dim=4, head_dim=5, groups=2, output_norm=True, mlp_dim=0)
+        | dict(attention_layers=(1,), attention=dict(heads=2, rotary_dim=4)),
+    ),
     "falcon_mamba": ("falcon_mamba_tiny", dict(dim=20, depth=2, state_dim=3)),
     "bamba": (
         "bamba_tiny",

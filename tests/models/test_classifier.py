@@ -9,6 +9,7 @@ from statescan.layers import MIXERS
 #: Options that make a mixer small; padding must not reach those that read the future or average over batches.
 SMALL = {
     "mamba2": {"state_dim": 4, "head_dim": 8},
+    "mamba3": {"state_dim": 4, "head_dim": 8},
     "based": {"heads": 2, "feature_dim": 2},
     "seqboat": {"qk_dim": 4, "window": 4, "max_length": 16},
     "sliding_attention": {"heads": 2, "window": 4},

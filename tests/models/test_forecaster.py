@@ -10,7 +10,7 @@ import torch
 
 import statescan
 
-SMALL = {"mamba2": {"state_dim": 4, "head_dim": 8}}
+SMALL = {"mamba2": {"state_dim": 4, "head_dim": 8}, "mamba3": {"state_dim": 4, "head_dim": 8}}
 
 
 def build(**fields: Any) -> Any:
@@ -20,7 +20,7 @@ def build(**fields: Any) -> Any:
     return statescan.create_model("forecaster_tiny", **given).eval()
 
 
-@pytest.mark.parametrize("mixer", ["mamba", "mamba2", "s4d", "s5", "h3"])
+@pytest.mark.parametrize("mixer", ["mamba", "mamba2", "mamba3", "s4d", "s5", "h3"])
 def test_shapes_and_gradients(mixer: str) -> None:
     model = build(mixer=mixer, mlp_dim=8)
     x = torch.randn(2, 30, 3)
@@ -49,7 +49,7 @@ def test_level_and_scale_of_a_window_pass_through() -> None:
     assert torch.isfinite(model.forecast(still)).all()
 
 
-@pytest.mark.parametrize("mixer", ["mamba", "mamba2", "s4d", "s5", "h3"])
+@pytest.mark.parametrize("mixer", ["mamba", "mamba2", "mamba3", "s4d", "s5", "h3"])
 @pytest.mark.parametrize(("dtype", "length", "tolerance"), [(torch.float32, 512, 1e-4), (torch.float64, 64, 1e-9)])
 def test_whole_chunks_and_steps_agree(mixer: str, dtype: torch.dtype, length: int, tolerance: float) -> None:
     model = build(mixer=mixer, window_norm=False).to(dtype)

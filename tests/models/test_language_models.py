@@ -142,7 +142,8 @@ def test_parameter_groups(key: str) -> None:
         leaf = name.rsplit(".", 1)[-1]
         is_norm = "norm" in name.rsplit(".", 2)[-2]
         rates = ("A_log", "D", "delta_bias", "bias", "shift_D", "A_real", "A_imag", "inverse_dt", "B")
-        assert (name in free) == (leaf in rates or is_norm), (name, parameter.shape)
+        of_mamba3 = leaf in ("B_bias", "C_bias", "mimo_x", "mimo_z", "mimo_o")
+        assert (name in free) == (leaf in rates or of_mamba3 or is_norm), (name, parameter.shape)
 
 
 @models
@@ -164,7 +165,7 @@ def test_autocast_and_bfloat16_weights(key: str) -> None:
         assert (rough.float() - want).abs().max() < 0.05 * want.abs().max()
 
 
-@pytest.mark.parametrize("key", ["mamba", "mamba2", "hybrid", "zamba2"])
+@pytest.mark.parametrize("key", ["mamba", "mamba2", "mamba3", "hybrid", "zamba2"])
 def test_compiles_whole(key: str) -> None:
     model, x = build(key), tokens(2, 6)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

@@ -64,7 +64,7 @@ def test_model_info_builds_nothing() -> None:
         (lambda: statescan.create_model("mamba_tinny"), "unknown model 'mamba_tinny'; nearest: 'mamba_tiny'"),
         (lambda: statescan.create_model("mamba"), "it is a family; its models are mamba_tiny"),
         (lambda: statescan.model_info("zamba2_tinny"), "nearest: 'zamba2_tiny'"),
-        (lambda: family("mamba3"), "unknown family 'mamba3'; nearest: 'mamba"),
+        (lambda: family("mamba9"), "unknown family 'mamba9'; nearest: 'mamba"),
         (lambda: statescan.create_model("mamba_tiny", d_state=8), "unknown option 'd_state'; nearest: '.*state"),
         (lambda: statescan.create_model("mamba_tiny", dim="wide"), "dim: a positive whole number, got 'wide'"),
         (

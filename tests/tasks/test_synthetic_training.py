@@ -108,3 +108,8 @@ def test_answers_a_sequence(name, count):
 def test_wrong_settings_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
         SyntheticTraining(**changes)
+
+
+def test_no_processor_time_is_named():
+    with pytest.raises(ValueError, match="minutes: expected a positive number, got 0"):
+        SyntheticTraining(minutes=0)

@@ -14,6 +14,8 @@ Config = dict[str, Any]
 _BIASES = dict(bias="use_bias", conv_bias="use_conv_bias")
 _MAMBA = dict(state="state_size", conv="conv_kernel", expand="expand", inner="intermediate_size", rank="time_step_rank")
 _MAMBA2 = dict(state="mamba_d_state", conv="mamba_d_conv", expand="mamba_expand")
+#: A tensor that each kind of scanning mixer has, and attention has not.
+_SCANS = {"mixer.A_log", "mixer.B_bias"}
 #: What configs call the sizes of a mixer, by layout.
 _FIELDS: dict[str, dict[str, str]] = {
     "state-spaces": dict(state="d_state", conv="d_conv", expand="expand", rank="dt_rank", head="headdim")
@@ -116,7 +118,7 @@ def _outer(layout: str, tensors: Tensors) -> Config:
     if layers:
         found["n_layer" if layout == "state-spaces" else "num_hidden_layers"] = max(layers) + 1
     if layout == "state-spaces" and layers:
-        found["attn_layer_idx"] = [i for i, layer in sorted(layers.items()) if "mixer.A_log" not in layer]
+        found["attn_layer_idx"] = [i for i, layer in sorted(layers.items()) if not _SCANS & set(layer)]
     if layout == "bamba" and layers:
         found["attn_layer_indices"] = [i for i, layer in sorted(layers.items()) if "self_attn.q_proj.weight" in layer]
         for layer in layers.values():
@@ -138,8 +140,10 @@ def _outer(layout: str, tensors: Tensors) -> Config:
 
 
 def _mixer(fields: dict[str, str], tensors: Tensors, config: Config, dim: int | None) -> Config:
-    """Sizes of the first Mamba or Mamba-2 mixer, under the config's own names."""
+    """Sizes of the first mixer that scans, under the config's own names."""
     for layer in _layers(tensors).values():
+        if "mixer.B_bias" in layer:
+            return _mamba3(fields, {rest: tensors[name] for rest, name in layer.items()}, config, dim)
         prefix = next((name.removesuffix("A_log") for name in layer if name.endswith("A_log")), None)
         if prefix is not None:
             break
@@ -174,6 +178,21 @@ def _mixer(fields: dict[str, str], tensors: Tensors, config: Config, dim: int | 
             sizes |= {"heads": heads, "head": scanned // heads}
         sizes |= _groups(fields, config, conv[0] - scanned)
     return {fields[size]: value for size, value in sizes.items() if size in fields}
+
+
+def _mamba3(fields: dict[str, str], layer: Tensors, config: Config, dim: int | None) -> Config:
+    """Sizes of a Mamba-3 mixer; its B and C have a row a group and rank."""
+    bias, out, rows = (_shape(layer, f"mixer.{name}") for name in ("B_bias", "out_proj.weight", "in_proj.weight"))
+    if bias is None or out is None or rows is None or not (len(bias) == 3 and len(out) == len(rows) == 2 and dim):
+        return {}
+    (heads, ranks, state), inner = bias, out[1]
+    found: Config = {fields["state"]: state, fields["head"]: inner // heads if heads else 0}
+    if int((config.get(fields["expand"]) or 0) * dim) != inner:
+        found[fields["expand"]] = inner // dim if inner % dim == 0 else inner / dim
+    # Angles are fewer than the rows of one group.
+    found[fields["groups"]] = (rows[0] - 2 * inner - 3 * heads) // (2 * state * ranks)
+    several = "mixer.mimo_x" in layer
+    return found | ({"is_mimo": True, "mimo_rank": ranks} if several else {})
 
 
 def _groups(fields: dict[str, str], config: Config, rows: int) -> dict[str, int]:

@@ -54,11 +54,18 @@ _SSM_FIELDS = {
     "dt_limit": "dt_limit",
     "conv_init": "conv_init",
     "chunk_size": "chunk_size",
+    "rope_fraction": "rope_fraction",
+    "A_floor": "A_floor",
+    "is_outproj_norm": "output_norm",
+    "mimo_rank": "mimo_rank",
 }
 
 
 #: Options of the published classes that choose a kernel, not a result.
-_WITHOUT_EFFECT = {"layer", "use_fast_path", "use_mem_eff_path", "sequence_parallel", "layer_idx", "activation"}
+_WITHOUT_EFFECT = {
+    *("layer", "use_fast_path", "use_mem_eff_path", "sequence_parallel", "layer_idx", "activation"),
+    *("dropout", "n_layer", "fuse_pregate_headwise_norm"),
+}
 
 
 def _refuse_unknown(part: str, given: Config, known: set[str]) -> None:
@@ -70,6 +77,9 @@ def _refuse_unknown(part: str, given: Config, known: set[str]) -> None:
 def read(config: Config) -> Config:
     """Its fields to ours."""
     ssm = dict(config.get("ssm_cfg") or {})
+    if ssm.get("layer") == "Mamba3":
+        several = ssm.pop("is_mimo", False)
+        ssm["mimo_rank"] = ssm.get("mimo_rank", 4) if several else None
     _refuse_unknown("ssm_cfg", ssm, {*_SSM_FIELDS, *_WITHOUT_EFFECT})
     ours: Config = {
         "dim": config["d_model"],
@@ -92,8 +102,10 @@ def read(config: Config) -> Config:
 
 def write(config: Any) -> Config:
     """Ours to its fields."""
-    mamba2 = hasattr(config, "head_dim")
-    ssm: Config = {"layer": "Mamba2" if mamba2 else "Mamba1"}
+    headed, mamba3 = hasattr(config, "head_dim"), hasattr(config, "mimo_rank")
+    ssm: Config = {"layer": "Mamba3" if mamba3 else "Mamba2" if headed else "Mamba1"}
+    if mamba3 and config.mimo_rank is not None:
+        ssm["is_mimo"] = True
     default = type(config)()
     for theirs, ours in _SSM_FIELDS.items():
         if hasattr(config, ours) and getattr(config, ours) != getattr(default, ours):
@@ -120,7 +132,7 @@ def write(config: Any) -> Config:
         "d_intermediate": config.mlp_dim,
         "n_layer": config.depth,
         "vocab_size": config.vocab_size,
-        "ssm_cfg": ssm if mamba2 or len(ssm) > 1 else {},
+        "ssm_cfg": ssm if headed or len(ssm) > 1 else {},
         "attn_layer_idx": list(config.attention_layers),
         "attn_cfg": attention,
         "rms_norm": config.norm == "rms",
@@ -138,7 +150,7 @@ def _plain(value: Any) -> Any:
 def family(config: Config) -> str:
     """Which family it describes."""
     layer = (config.get("ssm_cfg") or {}).get("layer", "Mamba1")
-    families = {"Mamba1": "mamba", "Mamba2": "mamba2"}
+    families = {"Mamba1": "mamba", "Mamba2": "mamba2", "Mamba3": "mamba3"}
     if layer not in families:
         raise ValueError(f"ssm_cfg.layer is {layer!r}; known: {', '.join(families)}")
     return families[layer]

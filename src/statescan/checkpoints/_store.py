@@ -76,8 +76,8 @@ def _export(model: Any, layout: str) -> tuple[dict[str, Any], Tensors]:
         fields = _encode(dataclasses.asdict(config))
         return {"statescan": __version__, "family": family, "config": fields}, state
     if layout == "state-spaces":
-        if family not in ("mamba", "mamba2"):
-            raise ValueError(f"layout: {family} has no state-spaces form; known for mamba and mamba2")
+        if family not in ("mamba", "mamba2", "mamba3"):
+            raise ValueError(f"layout: {family} has no state-spaces form; known for mamba, mamba2 and mamba3")
         return write_config("state-spaces", config), models.family(family).to_published(state, config)
     if layout == "huggingface":
         if family not in LAYOUTS:

@@ -9,6 +9,19 @@ from statescan.data._challenge import (
     challenge_score,
     label_accuracy,
     read_challenge_weights,
+from statescan.data._chains import (
+    Arithmetic,
+    ChainTask,
+    EditDistance,
+    LastOccurrence,
+    LocalProgram,
+    LongestIncreasing,
+    PrefixLookup,
+    StringCopy,
+    edit_distances,
+    last_values,
+    local_recurrence,
+    longest_increasing,
 )
 from statescan.data._copying import Copying, SelectiveCopying, copying
 from statescan.data._cubes import (
@@ -46,6 +59,7 @@ from statescan.data._records import (
 from statescan.data._sequences import SEQUENCE_DATA, LabelledSequences, SequenceBatch, read_sequences
 from statescan.data._series import ForecastBatch, Series, SeriesWindows, check_fractions, read_series, shown_time
 from statescan.data._signals import adding, delay
+from statescan.data._state_tracking import ModularSum, Parity
 from statescan.data._synthetic import IGNORED, SyntheticBatch, SyntheticTask, batch_seed
 from statescan.data._tasks import SYNTHETIC_TASKS, synthetic_task
 from statescan.data._text import HubSource, TextPiece, read_text, text_files
@@ -75,6 +89,7 @@ __all__ = [
     "SYNTHETIC_TASKS",
     "ArenaData",
     "ArenaTask",
+    "Arithmetic",
     "AssociativeRecall",
     "BandReduction",
     "CaptionedImages",
@@ -82,17 +97,26 @@ __all__ = [
     "ContinuedOrder",
     "Copying",
     "Cube",
+    "ChainTask",
+    "ContinuedOrder",
+    "Copying",
+    "EditDistance",
     "ForecastBatch",
     "HubSource",
     "InductionHead",
     "InductionHeads",
     "LabelAccuracy",
     "LabelledSequences",
+    "LastOccurrence",
     "ListOps",
     "MapAccuracy",
+    "LocalProgram",
+    "LongestIncreasing",
     "MemoryEnvironment",
     "MetaCartPole",
+    "ModularSum",
     "MultiQueryRecall",
+    "Parity",
     "Passkey",
     "PatchCodec",
     "PathfinderImage",
@@ -100,6 +124,7 @@ __all__ = [
     "PhoneBook",
     "RecordHeader",
     "RecordSet",
+    "PrefixLookup",
     "RepeatPrevious",
     "SelectiveCopying",
     "SequenceBatch",
@@ -108,6 +133,7 @@ __all__ = [
     "SeriesWindows",
     "ShuffledOrder",
     "StatelessCartPole",
+    "StringCopy",
     "SyntheticBatch",
     "SyntheticTask",
     "TextPiece",
@@ -125,6 +151,7 @@ __all__ = [
     "check_fractions",
     "copying",
     "delay",
+    "edit_distances",
     "evaluate_listops",
     "fingerprint",
     "induction_head_sequences",
@@ -137,6 +164,11 @@ __all__ = [
     "make_records",
     "map_accuracy",
     "material_spectra",
+    "last_values",
+    "listops_tokens",
+    "listops_value",
+    "local_recurrence",
+    "longest_increasing",
     "memory_environment",
     "multi_query_recall",
     "pathfinder",

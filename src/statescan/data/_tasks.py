@@ -7,21 +7,40 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from statescan.data._chains import (
+    Arithmetic,
+    EditDistance,
+    LastOccurrence,
+    LocalProgram,
+    LongestIncreasing,
+    PrefixLookup,
+    StringCopy,
+)
 from statescan.data._copying import Copying, SelectiveCopying
 from statescan.data._induction import InductionHead, InductionHeads
 from statescan.data._long_context import Passkey, PhoneBook
 from statescan.data._recall import AssociativeRecall, MultiQueryRecall
+from statescan.data._state_tracking import ModularSum, Parity
 from statescan.data._synthetic import SyntheticTask
 
 SYNTHETIC_TASKS: dict[str, type[Any]] = {
+    "arithmetic": Arithmetic,
     "associative_recall": AssociativeRecall,
     "copying": Copying,
+    "edit_distance": EditDistance,
     "induction_head": InductionHead,
     "induction_heads": InductionHeads,
+    "last_occurrence": LastOccurrence,
+    "local_program": LocalProgram,
+    "longest_increasing": LongestIncreasing,
+    "modular_sum": ModularSum,
     "mqar": MultiQueryRecall,
+    "parity": Parity,
     "passkey": Passkey,
     "phone_book": PhoneBook,
+    "prefix_lookup": PrefixLookup,
     "selective_copying": SelectiveCopying,
+    "string_copy": StringCopy,
 }
 
 

@@ -18,6 +18,7 @@ from statescan.layers._long_conv import H3Conv, LongConv, LongKernel
 from statescan.layers._lssl import LSSL, LSSL_MEASURES, QuasiseparableSystem, tridiagonal_solve
 from statescan.layers._mamba import Mamba
 from statescan.layers._mamba2 import Mamba2
+from statescan.layers._mamba3 import Mamba3
 from statescan.layers._mixers import MIXERS, UNDECAYED, build_mixer, check_mixer
 from statescan.layers._mixture_of_mamba import PROJECTIONS, MixtureOfMamba, ModalityGroups, ModalityLinear
 from statescan.layers._multihead_mamba import MultiHeadMamba
@@ -71,6 +72,7 @@ __all__ = [
     "LongKernel",
     "Mamba",
     "Mamba2",
+    "Mamba3",
     "MixtureOfExperts",
     "MixtureOfMamba",
     "ModalityGroups",

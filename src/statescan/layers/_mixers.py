@@ -17,6 +17,7 @@ from statescan.layers._long_conv import LongConv
 from statescan.layers._lssl import LSSL
 from statescan.layers._mamba import Mamba
 from statescan.layers._mamba2 import Mamba2
+from statescan.layers._mamba3 import Mamba3
 from statescan.layers._recurrent import RecurrentCell
 from statescan.layers._s4 import S4, S4D
 from statescan.layers._s5 import S5, S5Activation, S5Block
@@ -135,6 +136,7 @@ MIXERS: dict[str, Callable[..., nn.Module]] = {
     "lstm": _recurrent("lstm"),
     "mamba": Mamba,
     "mamba2": Mamba2,
+    "mamba3": Mamba3,
     "s4": _structured(S4, "legs", "bilinear"),
     "s4d": _structured(S4D, "diag-lin", "zoh"),
     "s5": _s5,
@@ -146,6 +148,7 @@ MIXERS: dict[str, Callable[..., nn.Module]] = {
 #: Parts of names of mixers' parameters that weight decay would harm: rates of decay, step sizes, direct paths.
 UNDECAYED = (
     *("A_log", "delta_bias", ".D", "learned_state"),  # Mamba, Mamba-2
+    *("B_bias", "C_bias", "mimo_"),  # Mamba-3
     *(".A_real", ".A_imag", ".inverse_dt", ".P", "kernel.B"),  # S4
     *("Lambda_", "log_step", "mixer.B"),  # S5
     *("shift_D", "shift_kernel.B", "kernel.taps"),  # H3, long convolutions

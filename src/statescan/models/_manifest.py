@@ -279,4 +279,17 @@ MANIFEST: dict[str, Entry] = {
     "transfusion_mamba": Entry(
         "statescan.models.transfusion_mamba", ("transfusion_mamba_tiny", "transfusion_mamba_2048")
     ),
+    "mamba3": Entry(
+        "statescan.models.mamba3",
+        (
+            "mamba3_tiny",
+            "mamba3_mimo_tiny",
+            "mamba3_small",
+            "mamba3_180m",
+            "mamba3_440m",
+            "mamba3_880m",
+            "mamba3_1.5b",
+            "mamba3_mimo_1.5b",
+        ),
+    ),
 }

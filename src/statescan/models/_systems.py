@@ -491,6 +491,27 @@ _SYSTEMS = (
             "whole, in chunks, by steps and as a tree alike",
         ),
     ),
+    System(
+        "free_lunch",
+        "Exploring the Limitations of Mamba in COPY and CoT Reasoning (Ren, Li and Liu, 2024)",
+        (),
+        (
+            "tables of all dynamic programs",
+            "an oracle solves every task",
+            "problems for learning and for tests never meet",
+        ),
+    ),
+    System(
+        "mamba3",
+        "Mamba-3: Improved Sequence Modeling using State Space Principles (Lahoti et al., 2026)",
+        ("mamba3",),
+        (
+            "outputs and states of the published code (one input a head)",
+            "exact parameter counts",
+            "published names and configs both ways",
+            "chunked, stepped and whole sequences agree",
+        ),
+    ),
 )
 
 

@@ -3,6 +3,16 @@
 from statescan.tasks._run_folder import first_process
 from statescan.tasks.cubes import CubeTraining, classify_cube, draw_map, train_hyperspectral
 from statescan.tasks.evaluation import LanguageScore, evaluate_language
+from statescan.tasks.experiment import (
+    ArithmeticExperiment,
+    CopyExperiment,
+    EditDistanceExperiment,
+    ExperimentResult,
+    LastOccurrenceExperiment,
+    LISExperiment,
+    LocalProgramExperiment,
+    run_experiment,
+)
 from statescan.tasks.forecasting import ForecastResult, ForecastTraining, forecast_series, train_forecast
 from statescan.tasks.language import LanguageTraining, train_language
 from statescan.tasks.lra import LRATraining, train_lra
@@ -13,12 +23,19 @@ from statescan.tasks.sequence import SequenceTraining, train_sequence
 from statescan.tasks.synthetic import SyntheticTraining, train_synthetic
 
 __all__ = [
+    "ArithmeticExperiment",
+    "CopyExperiment",
     "CubeTraining",
+    "EditDistanceExperiment",
+    "ExperimentResult",
     "ForecastResult",
     "ForecastTraining",
+    "LISExperiment",
     "LRATraining",
     "LanguageScore",
     "LanguageTraining",
+    "LastOccurrenceExperiment",
+    "LocalProgramExperiment",
     "MultimodalTraining",
     "RecordAnswer",
     "RecordTraining",
@@ -31,6 +48,7 @@ __all__ = [
     "evaluate_language",
     "first_process",
     "forecast_series",
+    "run_experiment",
     "train_forecast",
     "train_hyperspectral",
     "train_language",

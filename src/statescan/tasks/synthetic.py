@@ -8,6 +8,7 @@ sizes, B and C (``--set selective=False``) do not (see docs/synthetics.md).
 from __future__ import annotations
 
 import dataclasses
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,9 @@ class SyntheticTraining(TrainingSettings):
     Example: statescan train synthetic --task selective_copying --task-set length=256 memorize=16 --out runs/copying
     """
 
-    #: selective_copying, induction_heads, induction_head, associative_recall, mqar, passkey, phone_book or copying.
+    #: selective_copying, induction_heads, induction_head, associative_recall, mqar, passkey, phone_book, copying, parity,
+    #: modular_sum, string_copy, last_occurrence, prefix_lookup, longest_increasing, edit_distance, arithmetic or
+    #: local_program.
     task: str = "selective_copying"
     #: Settings of the task to change, for instance: --task-set length=256
     task_set: tuple[str, ...] = ()
@@ -59,11 +62,15 @@ class SyntheticTraining(TrainingSettings):
     validation_examples: int = 512
     #: Stop once the validation accuracy is this high.
     stop_at: float = 0.995
+    #: Stop at the first validation after so many minutes of processor time; a resumed part counts for itself.
+    minutes: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.validation_examples < 1:
             raise ValueError(f"validation_examples: expected at least 1, got {self.validation_examples}")
+        if self.minutes is not None and not self.minutes > 0:
+            raise ValueError(f"minutes: expected a positive number, got {self.minutes}")
         data.synthetic_task(self.task, overrides(self.task_set))
 
 
@@ -139,6 +146,12 @@ def train_synthetic(settings: SyntheticTraining) -> TrainingResult:
     def describe(sums: Sums) -> dict[str, float]:
         return {"validation_loss": sums.mean_loss, "validation_accuracy": sums.accuracy}
 
+    began = time.process_time()
+
+    def enough(numbers: dict[str, float]) -> bool:
+        late = settings.minutes is not None and time.process_time() - began >= 60 * settings.minutes
+        return late or numbers["validation_accuracy"] >= settings.stop_at
+
     from statescan.tasks._fit import Objective, fit
     from statescan.tasks._module import next_token
 
@@ -149,7 +162,7 @@ def train_synthetic(settings: SyntheticTraining) -> TrainingResult:
         columns=("validation_loss", "validation_accuracy"),
         describe=describe,
         measure=next_token(count_correct=True),
-        enough=lambda numbers: numbers["validation_accuracy"] >= settings.stop_at,
+        enough=enough,
     )
     return fit(model, settings, folder, objective)
 

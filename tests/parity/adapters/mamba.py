@@ -54,6 +54,21 @@ MAMBA2_NAMES = {
     "conv_bias": "conv_bias",
     "chunk_size": "chunk_size",
 }
+MAMBA3_NAMES = {
+    "d_model": "dim",
+    "d_state": "state_dim",
+    "expand": "expand",
+    "headdim": "head_dim",
+    "ngroups": "groups",
+    "rope_fraction": "rope_fraction",
+    "dt_min": "dt_min",
+    "dt_max": "dt_max",
+    "dt_init_floor": "dt_floor",
+    "A_floor": "A_floor",
+    "is_outproj_norm": "output_norm",
+    "mimo_rank": "mimo_rank",
+    "chunk_size": "chunk_size",
+}
 ATTENTION_NAMES = {
     "embed_dim": "dim",
     "num_heads": "heads",
@@ -86,18 +101,37 @@ LANGUAGE_MODEL_NAMES = {
 LANGUAGE_MODEL_DEFAULTS = {"d_model": 2560, "n_layer": 64}
 
 
+def mamba3_options(given: dict[str, Any]) -> dict[str, Any]:
+    """`Mamba3`'s arguments under our names; `mimo_rank` counts only with `is_mimo`."""
+    given = dict(given)
+    if given.pop("is_mimo", False):
+        given.setdefault("mimo_rank", 4)
+    else:
+        given.pop("mimo_rank", None)
+    # `dropout` and `n_layer` are taken and not used; the fused norm is the same norm.
+    unused = ("dropout", "n_layer", "fuse_pregate_headwise_norm", "process_group")
+    return translate(given, MAMBA3_NAMES, ignored=(*BOOKKEEPING, *unused))
+
+
 def language_model(fixture: Fixture) -> dict[str, Any]:
     """`MambaLMHeadModel`: either mixer, attention layers, MLPs."""
     given = LANGUAGE_MODEL_DEFAULTS | fixture.kwargs
     options = {name: given.pop(name, None) or {} for name in ("ssm_cfg", "attn_cfg")}
     norm = "rms" if given.pop("rms_norm", True) else "layer"
     layer = options["ssm_cfg"].pop("layer", "Mamba1")
-    tables = {"Mamba1": ("mamba", MAMBA_NAMES), "Mamba2": ("mamba2", MAMBA2_NAMES)}
+    tables = {
+        "Mamba1": ("mamba", MAMBA_NAMES),
+        "Mamba2": ("mamba2", MAMBA2_NAMES),
+        "Mamba3": ("mamba3", MAMBA3_NAMES),
+    }
     if layer not in tables:
         raise ParityError(f"ssm_cfg: layer {layer!r} is not supported; supported: {', '.join(tables)}")
     family, names = tables[layer]
     config = translate(given, LANGUAGE_MODEL_NAMES, ignored=("fused_add_norm",))
-    config |= translate(options["ssm_cfg"], names, ignored=BOOKKEEPING, only=ALONE)
+    if layer == "Mamba3":
+        config |= mamba3_options(options["ssm_cfg"])
+    else:
+        config |= translate(options["ssm_cfg"], names, ignored=BOOKKEEPING, only=ALONE)
     if config.get("attention_layers"):
         names = {name: ours for name, ours in ATTENTION_NAMES.items() if name not in _CAUSAL}
         given = ATTENTION_DEFAULTS | options["attn_cfg"]

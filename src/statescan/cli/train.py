@@ -1,5 +1,6 @@
 """Train models: on text (`language`), to classify sequences (`sequence`), on the Long Range Arena (`lra`), on generated
-tasks (`synthetic`), to forecast series (`forecast`), to act with memory (`reinforcement`).
+tasks (`synthetic`), to forecast series (`forecast`), to act with memory (`reinforcement`), image classifiers of several
+sizes from one teacher (`distillation`).
 
 examples:
   statescan train language --data book.txt --model mamba_tiny --steps 1000 --out runs/book
@@ -11,6 +12,7 @@ examples:
   statescan train synthetic --task induction_heads --out runs/induction
   statescan train forecast --data weather.csv --history 96 --horizon 24 --season 24 --out runs/weather
   statescan train reinforcement --environment repeat_previous --core s5 --out runs/repeat
+  statescan train distillation --data strokes --model vim_tiny --set dim=64 depth=4 patch=4 --out runs/chain
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import tyro
 
 from statescan.cli import _print
 from statescan.tasks import (
+    DistillationTraining,
     ForecastTraining,
     LanguageTraining,
     LRATraining,
@@ -29,6 +32,7 @@ from statescan.tasks import (
     SequenceTraining,
     SyntheticTraining,
     first_process,
+    train_distillation,
     train_forecast,
     train_language,
     train_lra,
@@ -103,6 +107,31 @@ def reinforcement(settings: Annotated[ReinforcementTraining, tyro.conf.arg(name=
     _report(train_reinforcement(settings), json)
 
 
+def distillation(settings: Annotated[DistillationTraining, tyro.conf.arg(name="")], *, json: bool = False) -> None:
+    """Train a teacher and a chain of smaller students, joined to one model that can be stopped after any of them.
+
+    Args:
+        settings: of the run.
+        json: print data instead of a table.
+    """
+    result = train_distillation(settings)
+    if json:
+        _print.as_json(dataclasses.asdict(result))
+        return
+    rows = [("teacher", "", f"{1:.1%}", "", f"{result.teacher_accuracy:.2%}", "", "")]
+    rows += [
+        (
+            *(f"student {number}", ", ".join(f"{name} {value}" for name, value in link.fields.items())),
+            *(f"{link.fraction:.1%}", f"{link.weight:.3f}", f"{link.accuracy:.2%}"),
+            *(f"{link.chain_fraction:.1%}", f"{link.chain_accuracy:.2%}"),
+        )
+        for number, link in enumerate(result.links, 1)
+    ]
+    columns = ("model", "shape", "cost", "weight", "accuracy", "cost so far", "of the sum")
+    _print.table(f"{result.images[2]:,} test images; cost 100 % is {result.teacher_flops:,} operations", columns, rows)
+    print(f"model: {result.model}" + (f", picture: {result.picture}" if result.picture else ""))
+
+
 def _report(result: TrainingResult | ForecastResult | ReinforcementResult, json: bool) -> None:
     if not first_process():
         return
@@ -128,4 +157,5 @@ COMMANDS = {
     "synthetic": synthetic,
     "forecast": forecast,
     "reinforcement": reinforcement,
+    "distillation": distillation,
 }

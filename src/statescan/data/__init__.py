@@ -15,6 +15,7 @@ from statescan.data._recall import (
 from statescan.data._sequences import SEQUENCE_DATA, LabelledSequences, SequenceBatch, read_sequences
 from statescan.data._series import ForecastBatch, Series, SeriesWindows, check_fractions, read_series, shown_time
 from statescan.data._signals import adding, delay
+from statescan.data._stroke_digits import stroke_digits
 from statescan.data._synthetic import IGNORED, SyntheticBatch, SyntheticTask, batch_seed
 from statescan.data._tasks import SYNTHETIC_TASKS, synthetic_task
 from statescan.data._text import HubSource, TextPiece, read_text, text_files
@@ -92,6 +93,7 @@ __all__ = [
     "read_series",
     "read_text",
     "shown_time",
+    "stroke_digits",
     "synthetic_task",
     "text_files",
     "tokenize",

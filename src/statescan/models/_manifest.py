@@ -225,4 +225,5 @@ MANIFEST: dict[str, Entry] = {
     "tsm2": Entry("statescan.models.tsm2", ("tsm2_tiny", "tsm2_small", "tsm2_base")),
     "vim2": Entry("statescan.models.vim2", ("vim2_nano", "vim2_tiny", "vim2_small", "vim2_base")),
     "mhs_vm_classifier": Entry("statescan.models.mhs_vm_classifier", ("mhs_vm_classifier_tiny", "mhs_vm_classifier")),
+    "anytime_ensemble": Entry("statescan.models.anytime_ensemble", ("anytime_ensemble_tiny",)),
 }

@@ -5,11 +5,14 @@ from statescan.tasks.evaluation import LanguageScore, evaluate_language
 from statescan.tasks.forecasting import ForecastResult, ForecastTraining, forecast_series, train_forecast
 from statescan.tasks.language import LanguageTraining, train_language
 from statescan.tasks.lra import LRATraining, train_lra
+from statescan.tasks.progressive_distillation import DistillationResult, DistillationTraining, train_distillation
 from statescan.tasks.reinforcement import ReinforcementTraining, train_reinforcement
 from statescan.tasks.sequence import SequenceTraining, train_sequence
 from statescan.tasks.synthetic import SyntheticTraining, train_synthetic
 
 __all__ = [
+    "DistillationResult",
+    "DistillationTraining",
     "ForecastResult",
     "ForecastTraining",
     "LRATraining",
@@ -21,6 +24,7 @@ __all__ = [
     "evaluate_language",
     "first_process",
     "forecast_series",
+    "train_distillation",
     "train_forecast",
     "train_language",
     "train_lra",

@@ -51,7 +51,7 @@ def image_flops(family: str, config: Any, *, size: int | tuple[int, int] | None 
 
 
 def shrink(
-    family: str, config: Any, fraction: float, *, size: int | tuple[int, int] | None = None, step: int = 4
+    family: str, config: Any, fraction: float, *, size: int | tuple[int, int] | None = None, step: int = 2
 ) -> Student:
     """The model of a family that costs at most a fraction of a given one and comes near it, narrower and shallower.
 

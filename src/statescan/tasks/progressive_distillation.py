@@ -48,6 +48,8 @@ class DistillationTraining(TrainingSettings):
     size: int = 28
     #: Images of strokes, all parts together.
     examples: int = 6000
+    #: Seed of the strokes, and of the division of the images; `seed` is that of weights and order.
+    data_seed: int = 0
     #: Part of the images to be tried on.
     test_fraction: float = 0.2
     #: Part of what is left that validates, and chooses the students' weights in the sum.
@@ -59,7 +61,7 @@ class DistillationTraining(TrainingSettings):
     #: What each student may cost of the teacher's operations, in the order in which they are trained.
     fractions: tuple[float, ...] = (0.01, 0.03, 0.05, 0.08, 0.11, 0.15, 0.20)
     #: Widths of students are multiples of it.
-    width_step: int = 4
+    width_step: int = 2
     #: Optimiser steps of the teacher.
     steps: int = 2000
     #: Optimiser steps of each student; None: as many as the teacher's.
@@ -278,7 +280,7 @@ def read_labelled_images(source: str, *, size: int = 28, examples: int = 6000, s
 
 def divide(images: ImageSet, settings: DistillationTraining) -> tuple[ImageSet, ImageSet, ImageSet]:
     """To learn from, to validate with, to be tried on; standardised by the first."""
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(settings.seed))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(settings.data_seed))
     tried = max(1, round(settings.test_fraction * len(images)))
     validating = max(1, round(settings.validation_fraction * (len(images) - tried)))
     parts = [images.select(index) for index in order.split([len(order) - tried - validating, validating, tried])]
@@ -301,7 +303,7 @@ def train_distillation(settings: DistillationTraining) -> DistillationResult:
     settings = folder.settle(settings)
     check_vision(settings.model)
     images, classes = read_labelled_images(
-        settings.data, size=settings.size, examples=settings.examples, seed=settings.seed
+        settings.data, size=settings.size, examples=settings.examples, seed=settings.data_seed
     )
     learning, validating, tried = divide(images, settings)
     shape = images.inputs.shape

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from statescan.cli._alignment import alignment
+
 
 def hippo(*, measure: str = "legs", out: Path, state_dim: int = 64, length: int = 2000, seed: int = 0) -> None:
     """Draw what a HiPPO memory remembers: a signal, the signal read back from its coefficients, and the measure.
@@ -55,4 +57,4 @@ def route(*, route: str | None = None, size: str = "8x8", out: Path | None = Non
     print(f"{out}: {found.walks} {'walk' if found.walks == 1 else 'walks'} over {height} x {width} cells")
 
 
-COMMANDS = {"hippo": hippo, "route": route}
+COMMANDS = {"hippo": hippo, "route": route, "alignment": alignment}

@@ -5,6 +5,7 @@ from statescan.inspect._alignment import (
     METRICS,
     Alignment,
     align,
+    alignment_dict,
     chance,
     cka,
     cknna,
@@ -14,7 +15,21 @@ from statescan.inspect._alignment import (
     mutual_knn,
     nearest_neighbours,
 )
+from statescan.inspect._alignment_pictures import draw_alignment, draw_scaling
+from statescan.inspect._features import (
+    FEATURE_FILES,
+    blocks_of,
+    frame_features,
+    image_features,
+    layer_means,
+    mean_of_frames,
+    read_features,
+    read_texts,
+    spread_frames,
+    text_features,
+)
 from statescan.inspect._hippo import Recollection, draw_memory, recollect
+from statescan.inspect._image_files import as_input, picture_files, read_picture, sample_pictures
 from statescan.inspect._images import ImageCost, image_cost, reads_images
 from statescan.inspect._routes import draw_route, parse_size, route_text
 from statescan.inspect._scaling_law import ScalingLaw, fit_scaling_law
@@ -29,6 +44,7 @@ from statescan.inspect._sizes import (
 from statescan.inspect._speed import ModelSpeed, measure_speed
 
 __all__ = [
+    "FEATURE_FILES",
     "METRICS",
     "Alignment",
     "ImageCost",
@@ -37,6 +53,9 @@ __all__ = [
     "Recollection",
     "ScalingLaw",
     "align",
+    "alignment_dict",
+    "as_input",
+    "blocks_of",
     "build_without_memory",
     "chance",
     "cka",
@@ -44,19 +63,32 @@ __all__ = [
     "clamp_outliers",
     "count_parameters",
     "cycle_knn",
+    "draw_alignment",
     "draw_memory",
     "draw_route",
+    "draw_scaling",
     "fit_scaling_law",
+    "frame_features",
     "image_cost",
+    "image_features",
+    "layer_means",
     "layers_of",
+    "mean_of_frames",
     "measure_cost",
     "measure_speed",
     "mutual_knn",
     "nearest_neighbours",
     "parse_size",
+    "picture_files",
+    "read_features",
+    "read_picture",
+    "read_texts",
     "reads_images",
     "reads_tokens",
     "recollect",
     "route_text",
+    "sample_pictures",
+    "spread_frames",
+    "text_features",
     "width_and_depth",
 ]

@@ -439,7 +439,7 @@ def _normalised(between: Tensor, x: Tensor, y: Tensor) -> float:
     return float(between / ((x * y).sqrt() + _LEAST))
 
 
-def as_row(alignment: Alignment) -> dict[str, Any]:
+def alignment_dict(alignment: Alignment) -> dict[str, Any]:
     """An alignment as plain data."""
     plain = {name: value for name, value in vars(alignment).items() if name != "table"}
     return plain | {"table": alignment.table.tolist()}

@@ -2,12 +2,13 @@
 
 python -m benchmarks.progressive_distillation             # generated digits, strokes of 28 x 28 pixels
 python -m benchmarks.progressive_distillation digits      # 1,797 real handwritten digits, enlarged
+python -m benchmarks.progressive_distillation --steps 500 # shorter: so many steps of the teacher and of every student
 python -m benchmarks.progressive_distillation --quick     # to see it work: a few steps, nothing is kept
 
 The students may cost 1, 3, 5, 8, 11, 15 and 20 % of the teacher, 63 % together, as in the abstract of arXiv 2503.01727,
 whose figures (MNIST and CIFAR-10) are printed beside. Then the weakest student three times from other weights, with the
-teacher and with the labels alone. Each part stays in the ``--out`` folder, and a command given again goes on from there. Figures go
-to ``benchmarks/results/progressive_distillation_DATA.json`` and ``.md``, the curve to
+teacher and with the labels alone. Each part stays in the ``--out`` folder, and a command given again goes on from there.
+Figures go to ``benchmarks/results/progressive_distillation_DATA.json`` and ``.md``, the curve to
 ``docs/assets/progressive_distillation_DATA.png``.
 """
 
@@ -35,9 +36,10 @@ PUBLISHED = {
 }
 
 
-def settings(data: str, out: Path, quick: bool, **changes: Any) -> DistillationTraining:
+def settings(data: str, out: Path, quick: bool, steps: int | None, **changes: Any) -> DistillationTraining:
     """Of one run, which goes on where it stopped."""
-    examples, steps, student_steps = (200, 3, 3) if quick else SIZES[data]
+    examples, teacher_steps, student_steps = (200, 3, 3) if quick else SIZES[data]
+    teacher_steps, student_steps = steps or teacher_steps, steps or student_steps
     fields: dict[str, Any] = dict(
         data=data,
         out=out,
@@ -45,21 +47,21 @@ def settings(data: str, out: Path, quick: bool, **changes: Any) -> DistillationT
         model="vim_tiny",
         set=("dim=48", "depth=2", "patch=7", "state_dim=4") if quick else TEACHER,
         fractions=(0.1, 0.3) if quick else (0.01, 0.03, 0.05, 0.08, 0.11, 0.15, 0.20),
-        steps=steps,
+        steps=teacher_steps,
         student_steps=student_steps,
-        warmup=max(1, steps // 20),
+        warmup=max(1, teacher_steps // 20),
         learning_rate=3e-3,
         resume=True,
     )
     return DistillationTraining(**(fields | changes))
 
 
-def weakest(data: str, out: Path, quick: bool, seeds: int) -> dict[str, list[float]]:
+def weakest(data: str, out: Path, quick: bool, seeds: int, steps: int | None) -> dict[str, list[float]]:
     """Test accuracies of the first student with the teacher and without, by other first weights."""
     found: dict[str, list[float]] = {}
     for name, alpha in (("distilled", 0.5), ("labels only", 1.0)):
         for seed in range(1, seeds + 1):
-            run = settings(data, out / f"{name.replace(' ', '_')}_{seed}", quick)
+            run = settings(data, out / f"{name.replace(' ', '_')}_{seed}", quick, steps)
             run = dataclasses.replace(
                 run, teacher=out / "chain" / "teacher", fractions=run.fractions[:1], alpha=alpha, eta=0.0, seed=seed
             )
@@ -72,14 +74,15 @@ def main() -> None:
     parser.add_argument("data", nargs="?", choices=list(SIZES), default="strokes")
     parser.add_argument("--out", type=Path, default=None, help="folder of the runs; runs/progressive_distillation_DATA")
     parser.add_argument("--seeds", type=int, default=3, help="of the weakest student")
+    parser.add_argument("--steps", type=int, default=None, help="of the teacher and of each student")
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
     out = given.out or ROOT / "runs" / f"progressive_distillation_{given.data}"
     if given.quick:
         out = Path(tempfile.mkdtemp())
     began = time.process_time()
-    chain = train_distillation(settings(given.data, out / "chain", given.quick))
-    seeds = weakest(given.data, out, given.quick, 1 if given.quick else given.seeds)
+    chain = train_distillation(settings(given.data, out / "chain", given.quick, given.steps))
+    seeds = weakest(given.data, out, given.quick, 1 if given.quick else given.seeds, given.steps)
     minutes = (time.process_time() - began) / 60
     columns = ("model", "shape", "cost, %", "weight", "accuracy, %", "cost so far, %", "accuracy of the sum, %")
     chains = [
@@ -98,9 +101,11 @@ def main() -> None:
         }
         for name, values in seeds.items()
     ]
+    steps = (3, 3) if given.quick else (given.steps,) * 2 if given.steps else SIZES[given.data][1:]
     counts = " + ".join(f"{count:,}" for count in chain.images)
     tables: dict[str, list[dict[str, Any]]] = {
-        f"{given.data}, {counts} images, the teacher costs {chain.teacher_flops:,} operations an image": chains,
+        f"{given.data}, {counts} images, {steps[0]:,} steps of the teacher, {steps[1]:,} of each student; "
+        f"100 % is {chain.teacher_flops:,} operations an image": chains,
         "the student of 1 %, with the teacher and without": alone,
         "published": [{"data": data, "figures": figures} for data, figures in PUBLISHED.items()],
     }

@@ -1,10 +1,11 @@
-"""Pictures of what is inside a system."""
+"""Look inside systems: pictures of memories, routes and image models, and how alike two encoders see."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from statescan.cli._alignment import alignment
+from statescan.cli._pictures import activation, attention, receptive_field, time_steps
 
 
 def hippo(*, measure: str = "legs", out: Path, state_dim: int = 64, length: int = 2000, seed: int = 0) -> None:
@@ -57,4 +58,12 @@ def route(*, route: str | None = None, size: str = "8x8", out: Path | None = Non
     print(f"{out}: {found.walks} {'walk' if found.walks == 1 else 'walks'} over {height} x {width} cells")
 
 
-COMMANDS = {"hippo": hippo, "route": route, "alignment": alignment}
+COMMANDS = {
+    "hippo": hippo,
+    "route": route,
+    "alignment": alignment,
+    "receptive-field": receptive_field,
+    "attention": attention,
+    "activation": activation,
+    "time-steps": time_steps,
+}

@@ -31,8 +31,18 @@ from statescan.inspect._features import (
 from statescan.inspect._hippo import Recollection, draw_memory, recollect
 from statescan.inspect._image_files import as_input, picture_files, read_picture, sample_pictures
 from statescan.inspect._images import ImageCost, image_cost, reads_images
+from statescan.inspect._receptive_field import ReceptiveField, last_grid, receptive_field
 from statescan.inspect._routes import draw_route, parse_size, route_text
 from statescan.inspect._scaling_law import ScalingLaw, fit_scaling_law
+from statescan.inspect._scan_pictures import (
+    ScanLayer,
+    draw_activation,
+    draw_attention,
+    draw_receptive_field,
+    draw_time_steps,
+    scan_layers,
+)
+from statescan.inspect._scan_sites import Reading, ScanSite, scan_sites
 from statescan.inspect._sizes import (
     ModelCost,
     build_without_memory,
@@ -50,8 +60,12 @@ __all__ = [
     "ImageCost",
     "ModelCost",
     "ModelSpeed",
+    "Reading",
+    "ReceptiveField",
     "Recollection",
     "ScalingLaw",
+    "ScanLayer",
+    "ScanSite",
     "align",
     "alignment_dict",
     "as_input",
@@ -63,14 +77,19 @@ __all__ = [
     "clamp_outliers",
     "count_parameters",
     "cycle_knn",
+    "draw_activation",
     "draw_alignment",
+    "draw_attention",
     "draw_memory",
+    "draw_receptive_field",
     "draw_route",
     "draw_scaling",
+    "draw_time_steps",
     "fit_scaling_law",
     "frame_features",
     "image_cost",
     "image_features",
+    "last_grid",
     "layer_means",
     "layers_of",
     "mean_of_frames",
@@ -85,9 +104,12 @@ __all__ = [
     "read_texts",
     "reads_images",
     "reads_tokens",
+    "receptive_field",
     "recollect",
     "route_text",
     "sample_pictures",
+    "scan_layers",
+    "scan_sites",
     "spread_frames",
     "text_features",
     "width_and_depth",

@@ -260,7 +260,7 @@ def draw_receptive_field(
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
-    figure = Figure(figsize=(0.6 + 4.2 * len(fields), 4.4), layout="constrained")
+    figure = Figure(figsize=(0.8 + 4.2 * len(fields), 4.9), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(fields), squeeze=False)[0]
     image: Any = None

@@ -46,6 +46,12 @@ SMALL_AGENT = {
     "--length": ["16"],
     "--set": ["dim=8", "depth=1", "encoder_dim=8", "head_dim=8"],
 }
+SMALL_CHAIN = {
+    "--steps": ["2"],
+    "--set": ["dim=8", "depth=1", "patch=14"],
+    "--fractions": ["0.6"],
+    "--examples": ["30"],
+}
 SMALL_TASK = SMALL | {"--task-set": ["length=16"], "--validation-examples": ["4"]}
 
 BOOK = "And God said, Let there be light: and there was light.\n" * 60
@@ -104,6 +110,7 @@ def _shorter(words):
         "reinforcement": SMALL_AGENT,
         "sequence": SMALL_SEQUENCES,
         "lra": SMALL_ARENA,
+        "distillation": SMALL_CHAIN,
     }
     replaced = kinds.get(words[2] if len(words) > 2 else "", SMALL_TASK)
     if words[1] != "train" or "--resume" in words:

@@ -41,8 +41,8 @@ def read_picture(path: str | os.PathLike[str] | None, size: tuple[int, int], *, 
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be read as an image; other numbers of channels.
-        ModuleNotFoundError: without Pillow, or without scikit-image where no path is given.
+        ValueError: it cannot be read as an image; other numbers of channels; no path and no scikit-image.
+        ModuleNotFoundError: without Pillow.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -76,14 +76,14 @@ def sample_pictures() -> list[Path]:
     """Files of photographs that come with scikit-image.
 
     Raises:
-        ModuleNotFoundError: without scikit-image.
+        ValueError: scikit-image is not installed.
     """
     import importlib.util
 
     found = importlib.util.find_spec("skimage")
     if found is None or found.origin is None:
-        raise ModuleNotFoundError(
-            "image: give a file; the photograph that is shown else comes with scikit-image", name="skimage"
+        raise ValueError(
+            "image: give a file; the photograph that is taken else comes with scikit-image, which is missing"
         )
     folder = Path(found.origin).parent / "data"
     return [path for name in _SAMPLES for path in (folder / f"{name}.png", folder / f"{name}.jpg") if path.is_file()]

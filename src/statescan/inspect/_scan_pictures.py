@@ -214,7 +214,7 @@ def draw_time_steps(
     for panel, index in zip(panels[1:-1], chosen, strict=True):
         steps = layers[index].time_steps()
         image = panel.imshow(
-            steps, cmap="viridis", extent=(0, picture.shape[1], picture.shape[0], 0), interpolation="nearest"
+            steps.numpy(), cmap="viridis", extent=(0, picture.shape[1], picture.shape[0], 0), interpolation="nearest"
         )
         ends = [float(steps.min()), float(steps.mean()), float(steps.max())]
         bar = figure.colorbar(image, ax=panel, shrink=0.9, ticks=ends)

@@ -1,6 +1,7 @@
 """Tasks: what models are trained for, and how well they do it. Heavy libraries are imported on use."""
 
 from statescan.tasks._run_folder import first_process
+from statescan.tasks._students import Student, image_flops, shrink
 from statescan.tasks.evaluation import LanguageScore, evaluate_language
 from statescan.tasks.forecasting import ForecastResult, ForecastTraining, forecast_series, train_forecast
 from statescan.tasks.language import LanguageTraining, train_language
@@ -20,10 +21,13 @@ __all__ = [
     "LanguageTraining",
     "ReinforcementTraining",
     "SequenceTraining",
+    "Student",
     "SyntheticTraining",
     "evaluate_language",
     "first_process",
     "forecast_series",
+    "image_flops",
+    "shrink",
     "train_distillation",
     "train_forecast",
     "train_language",

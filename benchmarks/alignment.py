@@ -3,11 +3,11 @@
 python -m benchmarks.alignment           # some minutes of one thread
 python -m benchmarks.alignment --quick   # to see it work: a few steps and clips, nothing is kept
 
-A clip shows a digit drawn with strokes, large or small, dark or faint, in one of four corners, 16 times under heavy noise and
-with a part covered. Its captions each name two of these four things, some of them wrongly. A Vim learns to tell all four from
-single frames, a Mamba to predict the captions' bytes; neither sees the other. Then, on other clips, `inspect.align` compares the
-mean of so many frames' features with those of so many captions, and `inspect.fit_scaling_law` fits the growth. Figures go to
-``benchmarks/results/alignment.json`` and ``.md``, the curves to ``docs/assets/alignment_growth.png``.
+A clip shows a digit drawn with strokes, large or small, dark or faint, in one of four corners, 16 times under heavy noise
+and with a part covered. Its captions each name two of these four things, some of them wrongly. A Vim learns to tell all four
+from single frames, a Mamba to predict the captions' bytes; neither sees the other. Then, on other clips, `inspect.align`
+compares the mean of so many frames' features with those of so many captions, and `inspect.fit_scaling_law` fits the growth.
+Figures go to ``benchmarks/results/alignment.json`` and ``.md``, the curves to ``docs/assets/alignment_growth.png``.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ WORDS = (
     ("upper left", "upper right", "lower left", "lower right"),
 )
 SIZES = [len(words) for words in WORDS]
+VISION: dict[str, Any] = dict(
+    dim=48, depth=3, patch=8, image_size=32, in_channels=1, num_classes=sum(SIZES), state_dim=8
+)
 FRAMES, CAPTIONS = (1, 2, 4, 8, 16), (1, 2, 3, 5, 8)
 
 
@@ -109,9 +112,9 @@ def train_text(kinds: Tensor, steps: int, wrong: float) -> Any:
         for index in stream.integers(len(kinds), size=32):
             tokens = list(tokenizer.encode(" ".join(captions_of(kinds[index], 3, stream, wrong))))[:64]
             rows.append(tokens + [32] * (64 - len(tokens)))
-        tokens = torch.tensor(rows)
-        logits, _ = model(tokens[:, :-1])
-        loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        batch = torch.tensor(rows)
+        logits, _ = model(batch[:, :-1])
+        loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -121,8 +124,8 @@ def train_text(kinds: Tensor, steps: int, wrong: float) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=600, help="of either encoder")
-    parser.add_argument("--clips", type=int, default=400, help="that are compared; as many train, times four")
+    parser.add_argument("--steps", type=int, default=400, help="of either encoder")
+    parser.add_argument("--clips", type=int, default=300, help="that are compared; as many train, times four")
     parser.add_argument("--noise", type=float, default=0.7, help="of each frame")
     parser.add_argument("--wrong", type=float, default=0.2, help="share of words that are drawn at random")
     parser.add_argument("--k", type=int, default=10)
@@ -144,17 +147,18 @@ def main() -> None:
         parts = vision(frames[0]).split(SIZES, 1)
     right = [float((part.argmax(1) == kinds[:, i]).double().mean()) for i, part in enumerate(parts)]
 
-    def seen(model: Any, count: int) -> Tensor:
-        chosen = inspect.spread_frames(len(frames), count)
-        return torch.stack([torch.stack(inspect.layer_means(model, frames[i]), 1) for i in chosen]).mean(0)
+    def features(model: Any) -> Tensor:
+        """Of every frame: (frames, clips, layers, width)."""
+        return torch.stack([torch.stack(inspect.layer_means(model, frame), 1) for frame in frames])
 
+    each = features(vision)
     read = [inspect.text_features(text, [" ".join(c[:n]) for c in told], ByteTokenizer()) for n in CAPTIONS]
     options: dict[str, Any] = dict(k=given.k, resamples=0)
-    looked = [seen(vision, n) for n in FRAMES]
+    looked = [each[inspect.spread_frames(len(frames), n)].mean(0) for n in FRAMES]
     scores = np.array([[inspect.align(x, y, shuffles=0, **options).score for y in read] for x in looked])
     law = inspect.fit_scaling_law(FRAMES, CAPTIONS, scores)
     best = inspect.align(looked[-1], read[-1], shuffles=20, **options)
-    untrained = inspect.align(seen(fresh, max(FRAMES)), read[-1], shuffles=0, **options)
+    untrained = inspect.align(features(fresh).mean(0), read[-1], shuffles=0, **options)
     table = [
         {"frames": n, **{f"{c} caption{'s' * (c > 1)}": f"{score:.4f}" for c, score in zip(CAPTIONS, row, strict=True)}}
         for n, row in zip(FRAMES, scores, strict=True)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import statescan
 from statescan import data, models, tasks
 from statescan.cli import main
-from statescan.tasks._distillation import best_weight, distillation_loss, sample_weights, soft_loss
+from statescan.tasks._distillation import best_weights, distillation_loss, sample_weights, soft_loss
 from statescan.tasks._students import image_flops, shrink
 from statescan.tasks.progressive_distillation import ImageBatches, ImageSet, join, read_labelled_images, weighted_loss
 
@@ -76,12 +76,17 @@ def test_the_students_weight_lowers_the_loss_most():
     targets = torch.arange(40) % 5
     before, student = scores(40, 5), scores(40, 5, seed=2) + 2 * F.one_hot(targets, 5)
 
-    def loss(w):
-        return float(F.cross_entropy(before + w * student, targets))
+    def loss(a, b):
+        return float(F.cross_entropy(a * before + b * student, targets))
 
-    found = best_weight(before, student, targets)
-    assert loss(found) <= min(loss(w) for w in np.linspace(0, 8, 161)) + 1e-6
-    assert best_weight(before, -student, targets) == pytest.approx(0, abs=1e-4)
+    a, b = best_weights(before, student, targets)
+    assert loss(a, b) <= min(loss(x, y) for x in np.linspace(0.01, 4, 40) for y in np.linspace(0, 8, 81)) + 1e-6
+    assert loss(a, b) < loss(1.0, 0.0)
+    # From nothing, the scale is free and 1; a student that is always wrong is left out.
+    assert best_weights(torch.zeros(40, 5), student, targets)[0] == 1.0
+    sure = 2 * F.one_hot(targets, 5).float()
+    _, wrong = best_weights(3 * sure, -sure, targets)
+    assert wrong == 0.0
 
 
 def test_a_blocks_operations_are_counted_by_hand():

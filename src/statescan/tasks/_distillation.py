@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -54,31 +55,45 @@ def sample_weights(teacher: Tensor, ensemble: Tensor, *, eta: float, limit: floa
     return weights / weights.mean()
 
 
-def best_weight(so_far: Tensor, scores: Tensor, targets: Tensor, *, most: float = 8.0) -> float:
-    """The w >= 0 with the least cross-entropy of so_far + w scores. It is convex in w: sections of the interval find it.
+def best_weights(so_far: Tensor, scores: Tensor, targets: Tensor) -> tuple[float, float]:
+    """a and b with the least cross-entropy of a so_far + b scores: what a student adds, and how the sum before is scaled.
+
+    The loss is convex in both. Without the scale a, a sum that is sure of itself would leave no room for a better student.
+    Where there is nothing yet (zeros), a is 1.
 
     Arguments:
         so_far, scores: (samples, classes) of validation.
         targets: (samples,).
-        most: the largest w.
     """
+    so_far, scores = so_far.double(), scores.double()
 
-    def loss(w: float) -> float:
-        return float(F.cross_entropy(so_far.double() + w * scores.double(), targets))
+    def loss(a: float, b: float) -> float:
+        return float(F.cross_entropy(a * so_far + b * scores, targets))
 
+    def best_b(a: float) -> float:
+        return _least(lambda b: loss(a, b), 0.0, 8.0)
+
+    a = _least(lambda a: loss(a, best_b(a)), 0.01, 4.0) if bool(so_far.any()) else 1.0
+    b = best_b(a)
+    if loss(a, 0.0) <= loss(a, b):  # the search stops short of the ends
+        b = 0.0
+    return (1.0, 0.0) if loss(1.0, 0.0) <= loss(a, b) else (a, b)
+
+
+def _least(function: Callable[[float], float], low: float, high: float, *, within: float = 1e-4) -> float:
+    """Where a convex function is least between two ends: golden sections."""
     ratio = (math.sqrt(5) - 1) / 2
-    low, high = 0.0, most
     inner, outer = high - ratio * (high - low), low + ratio * (high - low)
-    at_inner, at_outer = loss(inner), loss(outer)
-    while high - low > 1e-5:
+    at_inner, at_outer = function(inner), function(outer)
+    while high - low > within:
         if at_inner <= at_outer:
             high, outer, at_outer = outer, inner, at_inner
             inner = high - ratio * (high - low)
-            at_inner = loss(inner)
+            at_inner = function(inner)
         else:
             low, inner, at_inner = inner, outer, at_outer
             outer = low + ratio * (high - low)
-            at_outer = loss(outer)
+            at_outer = function(outer)
     return (low + high) / 2
 
 

@@ -2,8 +2,8 @@
 
 Medina, Hadachi, Honeine and Bensrhair 2025, "Mamba base PKD for efficient knowledge compression", arXiv 2503.01727. Where
 the paper leaves room, this is what is done: with F_0 = 0, student k is trained with alpha x cross-entropy + (1 - alpha) x
-tau² KL(teacher || student), a sample weighing exp(eta KL(teacher || F_{k-1})); F_k = F_{k-1} + w_k S_k, with the w_k >= 0
-of the least cross-entropy on the validation images.
+tau² KL(teacher || student), a sample weighing exp(eta KL(teacher || F_{k-1})); F_k = a_k F_{k-1} + b_k S_k, with the a_k and
+b_k of the least cross-entropy on the validation images. A student's weight in the whole sum is its b times all later a.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from statescan import checkpoints, data, models
-from statescan.tasks._distillation import best_weight, distillation_loss, sample_weights, scores_of
+from statescan.tasks._distillation import best_weights, distillation_loss, sample_weights, scores_of
 from statescan.tasks._run_folder import RunFolder, write_atomically
 from statescan.tasks._settings import TrainingSettings, overrides
 from statescan.tasks._students import Student, check_vision, image_flops, shrink
@@ -347,8 +347,9 @@ def train_distillation(settings: DistillationTraining) -> DistillationResult:
             seed=settings.seed + number,
         )
         scores = [scores_of(model, part.inputs) for part in (learning, validating, tried)]
-        weight = best_weight(so_far[1], scores[1], validating.targets)
-        so_far = [before + weight * own for before, own in zip(so_far, scores, strict=True)]
+        scale, weight = best_weights(so_far[1], scores[1], validating.targets)
+        so_far = [scale * before + weight * own for before, own in zip(so_far, scores, strict=True)]
+        links = [dataclasses.replace(link, weight=scale * link.weight) for link in links]
         members.append(model)
         spent = sum(link.flops for link in links) + student.flops
         links.append(_link(student, weight, scores[2], so_far[2], tried.targets, spent / whole))

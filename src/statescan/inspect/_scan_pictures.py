@@ -217,7 +217,7 @@ def draw_time_steps(
             steps.numpy(), cmap="viridis", extent=(0, picture.shape[1], picture.shape[0], 0), interpolation="nearest"
         )
         ends = [float(steps.min()), float(steps.mean()), float(steps.max())]
-        bar = figure.colorbar(image, ax=panel, shrink=0.9, ticks=ends)
+        bar = figure.colorbar(image, cax=panel.inset_axes((1.03, 0.0, 0.05, 1.0)), ticks=ends)
         bar.ax.set_yticklabels([f"{end:.4g}" for end in ends], fontsize=7)
         panel.set_title(f"layer {index + 1} of {len(layers)}, {steps.shape[0]} x {steps.shape[1]}", fontsize=9)
         _bare(panel)

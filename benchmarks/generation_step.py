@@ -3,7 +3,7 @@
 python -m benchmarks.generation_step
 
 steps models that differ in their mixers only (`hybrid`, the same gated MLP after each) after contexts of several
-lengths, all in turns, and prints the median time of a step (of the processor, one
+lengths, in turns of 25 tokens (5 of the Transformer's), and prints the median time of a step (of the processor, one
 thread) and the bytes that a sequence keeps. The Transformer's cache
 is filled with random keys and values, which cost what true ones cost. ``attention alone`` is only the reading of such a
 cache where it lies, without a projection or a copy: a floor of any Transformer with one. ``--no-save`` leaves
@@ -82,7 +82,7 @@ def measure(seconds: float, batch: int) -> Iterator[dict[str, Any]]:
             mixer: (lambda m=mixer, s=states: built[m].step(tokens, s[m])) for mixer in MIXERS
         }
         candidates["attention alone"] = attention_alone(context, batch)
-        often = {mixer: 5 for mixer in MIXERS if mixer != "attention"}
+        often = {mixer: 25 for mixer in MIXERS if mixer != "attention"} | {"attention": 5, "attention alone": 5}
         times = _measure.milliseconds(candidates, seconds=seconds, repeats=often, clock=time.process_time)
         for mixer in MIXERS:
             yield {

@@ -2,7 +2,7 @@
 
 python -m benchmarks.local_scan
 
-Zhang et al. 2025, "LBMamba" (arXiv 2506.15976), claim a few percent for a fused kernel on a GPU. Ours is made of two scans.
+Zhang et al. 2025, "LBMamba" (arXiv 2506.15976), claim a few percent for a fused kernel on a GPU.
 Times are processor time of this process with one thread, so that other work on the machine counts for little: the median of
 calls that take turns. Results go to ``benchmarks/results/local_scan.json`` and ``.md``.
 """

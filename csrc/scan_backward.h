@@ -184,12 +184,75 @@ void unscan_states(const Pass<V>& pass) {
         }
 }
 
+// What the backward scans within windows add, given the decays of the tile. Their own gradients run forward: with
+// r_t = a_t e_{t+1} and e_t = r_t + b_t, those of e and r are u_t = a_{t-1} v_{t-1} and v_t = C_t grad_y_t + u_t, and
+// that of d_t A is v_t r_t.
+template <int kCount, int kBlocks>
+void unscan_windows(const Pass<vfloat>& pass, int window, bool output) {
+    constexpr int kAll = kCount * kBlocks;
+    const int64_t states = pass.states;
+    vfloat grad_A[kAll], looked[kTile * kAll];
+    for (int i = 0; i < kAll; ++i) grad_A[i] = pass.grad_A[i % kBlocks * states + i / kBlocks];
+    for (int first = 0; first < pass.rows; first += window) {
+        const int end = std::min(pass.rows, first + window);
+        vfloat r[kAll]{};
+        for (int i = 0; i < kAll; ++i) looked[(end - 1) * kAll + i] = vfloat{};
+        for (int t = end - 2; t >= first; --t) {
+            vfloat sum[kBlocks]{};
+#pragma GCC unroll 8
+            for (int i = 0; i < kAll; ++i) {
+                const int n = i / kBlocks, k = i % kBlocks;
+                r[i] = pass.decays[t * kAll + i] *
+                       (weight<vfloat, false>(pass.B, states, t + 1, n) * pass.input[k * kTile + t + 1] + r[i]);
+                looked[t * kAll + i] = r[i];
+                sum[k] += weight<vfloat, false>(pass.C, states, t, n) * r[i];
+            }
+            if (output)
+                for (int k = 0; k < kBlocks; ++k) pass.y[k * kTile + t] += sum[k];
+        }
+        vfloat u[kAll]{};
+        for (int t = first; t < end; ++t) {
+            vfloat grad_input[kBlocks]{}, grad_step[kBlocks]{}, step[kBlocks], input[kBlocks], grad[kBlocks];
+            for (int k = 0; k < kBlocks; ++k) {
+                step[k] = pass.step[k * kTile + t];
+                input[k] = pass.input[k * kTile + t];
+                grad[k] = pass.grad[k * kTile + t];
+            }
+#pragma GCC unroll 8
+            for (int n = 0; n < kCount; ++n) {
+                const vfloat B = weight<vfloat, false>(pass.B, states, t, n), C = weight<vfloat, false>(pass.C, states, t, n);
+                vfloat to_B = pass.sum_B[t * states + n], to_C = pass.sum_C[t * states + n];
+#pragma GCC unroll 2
+                for (int k = 0; k < kBlocks; ++k) {
+                    const int i = n * kBlocks + k;
+                    const vfloat seen = looked[t * kAll + i], v = C * grad[k] + u[i], exponent = v * seen;
+                    to_B += u[i] * input[k];
+                    to_C += seen * grad[k];
+                    grad_input[k] += u[i] * B;
+                    grad_step[k] += step_slope(exponent, pass.A[k * states + n]);
+                    grad_A[i] += exponent * step[k];
+                    u[i] = pass.decays[t * kAll + i] * v;
+                }
+                pass.sum_B[t * states + n] = to_B;
+                pass.sum_C[t * states + n] = to_C;
+            }
+            for (int k = 0; k < kBlocks; ++k) {
+                pass.grad_input[k * kTile + t] += grad_input[k];
+                pass.grad_step[k * kTile + t] += grad_step[k];
+            }
+        }
+    }
+    for (int i = 0; i < kAll; ++i) pass.grad_A[i % kBlocks * states + i / kBlocks] = grad_A[i];
+}
+
 template <typename V, int kCount, int kBlocks, bool kConstantB, bool kConstantC>
-void run_pass(const Pass<V>& pass, bool output) {
+void run_pass(const Pass<V>& pass, bool output, int window) {
     if (output)
         recompute_states<V, kCount, kBlocks, kConstantB, kConstantC, true>(pass);
     else
         recompute_states<V, kCount, kBlocks, kConstantB, kConstantC, false>(pass);
+    if constexpr (sizeof(V) == sizeof(vfloat) && !kConstantB && !kConstantC)
+        if (window) unscan_windows<kCount, kBlocks>(pass, window, output);
     unscan_states<V, kCount, kBlocks, kConstantB, kConstantC>(pass);
 }
 
@@ -227,7 +290,7 @@ void unscan_blocks(const Problem& p, const Strip& at, const Ahead& ahead, Backwa
                            n == 0 ? &ahead : nullptr};
         auto run = p.B.groups ? (p.C.groups ? run_pass<V, kCount, kBlocks, false, false> : run_pass<V, kCount, kBlocks, false, true>)
                               : (p.C.groups ? run_pass<V, kCount, kBlocks, true, false> : run_pass<V, kCount, kBlocks, true, true>);
-        run(pass, p.z.data != nullptr);
+        run(pass, p.z.data != nullptr, p.window);
     }
     if constexpr (kCount > 1)
         if (n < p.states) unscan_blocks<V, kCount / 2, kBlocks>(p, at, ahead, local, saved, k, n);

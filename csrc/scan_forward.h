@@ -151,6 +151,42 @@ void scan_states(int rows, const vfloat* step, const vfloat* input, const V* A, 
     for (int n = 0; n < kCount; ++n) state[n] = h[n];
 }
 
+// The same where every window is scanned backward too, from the decays of the way forth.
+template <int kCount>
+void scan_windows(int rows, int window, const vfloat* step, const vfloat* input, const vfloat* A, const void* B,
+                  const void* C, int64_t states, vfloat* state, vfloat* y, const Ahead& ahead, int k) {
+    vfloat h[kCount], decays[kTile * kCount];
+    for (int n = 0; n < kCount; ++n) h[n] = state[n];
+    for (int first = 0; first < rows; first += window) {
+        const int end = std::min(rows, first + window);
+        for (int t = first; t < end; ++t) {
+            ahead.fetch(t, k);
+            const vfloat d = step[t], u = input[t];
+            vfloat sum = y[t];
+#pragma GCC unroll 16
+            for (int n = 0; n < kCount; ++n) {
+                const vfloat a = decay(d, A[n]);
+                decays[(t - first) * kCount + n] = a;
+                h[n] = a * h[n] + weight<vfloat, false>(B, states, t, n) * u;
+                sum += weight<vfloat, false>(C, states, t, n) * h[n];
+            }
+            y[t] = sum;
+        }
+        vfloat r[kCount]{};
+        for (int t = end - 2; t >= first; --t) {
+            const vfloat u = input[t + 1];
+            vfloat sum = y[t];
+#pragma GCC unroll 16
+            for (int n = 0; n < kCount; ++n) {
+                r[n] = decays[(t - first) * kCount + n] * (weight<vfloat, false>(B, states, t + 1, n) * u + r[n]);
+                sum += weight<vfloat, false>(C, states, t, n) * r[n];
+            }
+            y[t] = sum;
+        }
+    }
+    for (int n = 0; n < kCount; ++n) state[n] = h[n];
+}
+
 // All states from `from` on: kCount at a time, then half as many.
 template <typename V, int kCount>
 void scan_block(const Problem& p, const Strip& at, const Ahead& ahead, Forward<V>& local, int k, int64_t from) {
@@ -161,6 +197,13 @@ void scan_block(const Problem& p, const Strip& at, const Ahead& ahead, Forward<V
         const void* C = p.C.groups ? static_cast<const void*>(local.C + n) : local.constant_C + own + n;
         auto scan = p.B.groups ? (p.C.groups ? scan_states<V, kCount, false, false> : scan_states<V, kCount, false, true>)
                                : (p.C.groups ? scan_states<V, kCount, true, false> : scan_states<V, kCount, true, true>);
+        if constexpr (sizeof(V) == sizeof(vfloat))
+            if (p.window) {
+                scan_windows<kCount>(at.rows, p.window, local.step + k * kTile, local.input + k * kTile,
+                                     local.A + own + n, B, C, p.states, local.state + own + n, local.y + k * kTile,
+                                     ahead, k);
+                continue;
+            }
         scan(at.rows, local.step + k * kTile, local.input + k * kTile, local.A + own + n, B, C, p.states,
              p.resets ? p.resets + at.row : nullptr, local.state + own + n, local.y + k * kTile, ahead, k);
     }

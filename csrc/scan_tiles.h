@@ -215,6 +215,9 @@ struct Problem {
     // Walks over grids, (walks, length), or null: run w of channels follows walk w, and all runs read the same x.
     const int32_t* order = nullptr;
     int64_t cells = 0;  // of a grid
+    // Windows of so many positions, which divide a tile, are scanned backward too: r_t = a_t (r_{t+1} + b_{t+1}), zero at
+    // the last position of each, and y reads h + r. 0: none. Real states and B, C of every position only.
+    int window = 0;
 
     // Rows of memory, and positions.
     int64_t stored_rows() const { return order ? sequences * cells : rows(); }

@@ -100,6 +100,41 @@ STATESCAN_EXPORT(int, selective_scan_backward)
     return 0;
 }
 
+// Windows of so many positions are scanned backward too: `window` divides a tile.
+STATESCAN_EXPORT(int, local_scan_forward)
+(PROBLEM_PARAMETERS, int window, void* y, void* last_state, void* saved_states, void* memory) {
+    using namespace STATESCAN_LEVEL;
+    Problem p = PROBLEM;
+    p.window = window;
+    forward<vfloat>(p, y, last_state, saved_states, threads, static_cast<char*>(memory));
+    return is_complex;
+}
+
+STATESCAN_EXPORT(int, local_scan_backward)
+(PROBLEM_PARAMETERS, int window, const void* grad_y, int64_t grad_y_stride, const void* grad_last_state, const void* saved_states,
+ void* grad_x, void* grad_delta, void* grad_A, void* grad_B, void* grad_C, float* grad_D, void* grad_z,
+ float* grad_delta_bias, void* grad_initial_state, float* part_B, float* part_C, void* memory) {
+    using namespace STATESCAN_LEVEL;
+    Problem p = PROBLEM;
+    p.window = window;
+    const Gradients g{{grad_y, grad_y_stride, x_type},
+                      grad_last_state,
+                      saved_states,
+                      grad_x,
+                      grad_delta,
+                      grad_A,
+                      grad_B,
+                      grad_C,
+                      grad_z,
+                      grad_initial_state,
+                      grad_D,
+                      grad_delta_bias,
+                      part_B,
+                      part_C};
+    backward<vfloat>(p, g, threads, static_cast<char*>(memory));
+    return is_complex;
+}
+
 // Scans along the walks of a route over grids: `length` positions a walk, `cells` rows a grid.
 STATESCAN_EXPORT(int, route_scan_forward)
 (PROBLEM_PARAMETERS, const int32_t* order, int64_t cells, int64_t delta_walk_stride, void* y, void* last_state, void* saved_states, void* memory) {

@@ -52,6 +52,8 @@ SMALL_CHAIN = {
     "--fractions": ["0.6"],
     "--examples": ["30"],
 }
+SMALL_CUBE = {"--steps": ["2"], "--batch-size": ["2"], "--set": ["dim=8", "depth=1", "window=3", "hidden=8"]}
+SMALL_RECORDS = SMALL | {"--records": ["40"], "--least": ["2"]}
 SMALL_TASK = SMALL | {"--task-set": ["length=16"], "--validation-examples": ["4"]}
 
 BOOK = "And God said, Let there be light: and there was light.\n" * 60
@@ -92,9 +94,8 @@ def _check(words):
         assert (ROOT / f"{place}.py").is_file() or (ROOT / place / "__main__.py").is_file(), words
     elif words[0] == "statescan" and len(words) > 1 and not words[1].startswith("-"):
         assert words[1] in cli.commands(), words
-        subcommands = [
-            word for word in words[2:3] if not word.startswith("-") and words[1] in ("train", "evaluate", "inspect")
-        ]
+        divided = ("train", "evaluate", "inspect", "classify")
+        subcommands = [word for word in words[2:3] if not word.startswith("-") and words[1] in divided]
         shown = _help(words[1], *subcommands)
         for flag in (word for word in words if word.startswith("--") and word != "--help"):
             assert re.search(rf"{flag}\b", shown), f"{flag} of {words}"
@@ -107,10 +108,13 @@ def _shorter(words):
     kinds = {
         "language": SMALL_TEXT,
         "forecast": SMALL,
+        "multimodal": SMALL,
         "reinforcement": SMALL_AGENT,
         "sequence": SMALL_SEQUENCES,
         "lra": SMALL_ARENA,
         "distillation": SMALL_CHAIN,
+        "hyperspectral": SMALL_CUBE,
+        "records": SMALL_RECORDS,
     }
     replaced = kinds.get(words[2] if len(words) > 2 else "", SMALL_TASK)
     if words[1] != "train" or "--resume" in words:

@@ -23,6 +23,8 @@ from statescan.layers import (
     LongConv,
     Mamba,
     Mamba2,
+    MultiHeadMamba,
+    ParallelMixer,
     RecurrentCell,
     S5Block,
     SeqBoat,
@@ -43,6 +45,16 @@ MIXERS: dict[str, Callable[[], nn.Module]] = {
     "mamba2-groups": lambda: Mamba2(DIM, state_dim=3, head_dim=6, groups=2, D_per_channel=True, chunk_size=4),
     "mamba2-partial": lambda: Mamba2(DIM, state_dim=5, head_dim=3, ssm_dim=9, gated_norm=False, bias=True),
     "mamba2-limits": lambda: Mamba2(DIM, state_dim=5, head_dim=8, dt_limit=(0.01, 0.05), norm_before_gate=True),
+    "mamba2-multipliers": lambda: Mamba2(
+        DIM, state_dim=5, head_dim=5, inner_dim=10, multipliers=(1.1, 0.9, 0.8, 1.2, 0.7), output_bias=True
+    ),
+    "multi-head-mamba": lambda: MultiHeadMamba(DIM, heads=3, state_dim=5),
+    "multi-head-mamba-one": lambda: MultiHeadMamba(DIM, heads=1, state_dim=2, conv_kernel=2, dt_rank=3, bias=True),
+    "parallel": lambda: ParallelMixer(
+        {"mamba": Mamba2(DIM, state_dim=5, head_dim=4), "attention": Attention(DIM, 2, rotary_dim=6)},
+        input_scales={"mamba": 1.2},
+        output_scales={"attention": 0.7},
+    ),
     "attention": lambda: Attention(DIM, 3),
     "attention-rotary": lambda: Attention(DIM, 4, kv_heads=2, head_dim=6, rotary_dim=4),
     "attention-interleaved": lambda: Attention(DIM, 2, rotary_dim=6, rotary_interleaved=True, qkv_bias=True),

@@ -137,3 +137,27 @@ def test_bad_directional_options_are_refused() -> None:
         DirectionalSS2D(DIM, conv_kernel=4)
     with pytest.raises(ValueError, match="reorder: unknown 'some'; known: input, all"):
         DirectionalSS2D(DIM, reorder="some")  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def test_parts_carry_the_way_forth_and_begin_the_way_back_anew() -> None:
+    torch.manual_seed(0)
+    mixer = BidirectionalMamba(DIM, state_dim=4)
+    x = tokens()
+    assert torch.allclose(mixer.chunk(x)[0], mixer(x)[0], atol=1e-6), "of one part it is the whole"
+    first, state = mixer.chunk(x[:, :6])
+    second, _ = mixer.chunk(x[:, 6:], state)
+    assert not torch.allclose(torch.cat([first, second], 1), mixer(x)[0], atol=1e-4)
+    assert mixer.backwards is not None
+    for parameter in mixer.backwards.parameters():
+        parameter.zero_()  # a way back that says nothing
+    first, state = mixer.chunk(x[:, :6])
+    second, _ = mixer.chunk(x[:, 6:], state)
+    assert torch.allclose(torch.cat([first, second], 1), mixer(x)[0], atol=1e-6)
+
+
+def test_parts_need_two_ways_of_plain_scans() -> None:
+    with pytest.raises(ValueError, match="backward: parts of a sequence need two ways"):
+        BidirectionalMamba(DIM, state_dim=4, backward="shared").chunk(tokens())
+    with pytest.raises(ValueError, match="window: a scan in windows carries no state, got 4"):
+        BidirectionalMamba(DIM, state_dim=4, window=4).chunk(tokens())

@@ -98,3 +98,11 @@ def test_gradients_of_values_offsets_and_weights():
 def test_what_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_it_compiles_whole():
+    torch.compiler.reset()
+    model, x = HRVMamba(HRVMambaConfig(**SMALL, num_classes=5)).eval(), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), model(x))

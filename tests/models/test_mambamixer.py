@@ -117,3 +117,14 @@ def test_vim2_tiny_is_of_the_papers_size():
 def test_what_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "shape"), [("tsm2_tiny", {"channels": 2}, (1, 96, 2)), ("vim2_nano", VIM2, (1, 3, 32, 32))]
+)
+def test_it_compiles_whole(name, options, shape):
+    torch.compiler.reset()
+    model, x = models.create_model(name, **options).eval(), torch.randn(shape)
+    with torch.no_grad():
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), model(x))

@@ -136,3 +136,76 @@ def test_bad_arguments_are_refused() -> None:
         ops.local_scan(**(given | {"B": given["B"][0, :3]}))
     with pytest.raises(ValueError, match="delta has shape"):
         ops.local_scan(**(given | {"delta": given["delta"][:, :3]}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("batch", "length", "channels", "states", "groups", "window", "gated"),
+    [
+        (1, 200, 37, 16, None, 16, True),
+        (2, 65, 16, 5, None, 8, False),
+        (3, 31, 40, 1, 2, 4, True),
+        (1, 130, 7, 20, None, 64, True),
+        (2, 1, 3, 4, None, 2, False),
+        (1, 70, 20, 8, None, 5, True),  # no such kernel: two scans
+    ],
+)
+def test_the_kernel_computes_values_and_gradients_of_the_definition(
+    dtype: torch.dtype,
+    batch: int,
+    length: int,
+    channels: int,
+    states: int,
+    groups: int | None,
+    window: int,
+    gated: bool,
+) -> None:
+    rows = (batch, length, states) if groups is None else (batch, length, groups, states)
+    given = {
+        "x": random(batch, length, channels, seed=1),
+        "delta": 0.5 * random(batch, length, channels, seed=2),
+        "B": random(*rows, seed=4),
+        "C": random(*rows, seed=5),
+    } | ({"z": random(batch, length, channels, seed=7)} if gated else {})
+    narrow = {name: value.to(dtype) for name, value in given.items()} | {
+        "A": -torch.exp(0.3 * random(channels, states, seed=3)).float(),
+        "D": random(channels, seed=6).float(),
+        "delta_bias": 0.5 * random(channels, seed=8).float(),
+        "initial_state": random(batch, channels, states, seed=9).float(),
+    }
+    found = []
+    for wide in (False, True):
+        leaves = {k: (v.double() if wide else v).clone().requires_grad_() for k, v in narrow.items()}
+        assert not groups or ops.explain("local_scan", **leaves, window=window).startswith(
+            "cpu: " + ("no" if wide else "used")
+        )
+        y, last = ops.local_scan(**leaves, window=window, delta_softplus=True, return_last_state=True)  # type: ignore[arg-type]
+        weight = torch.cos(torch.arange(y.numel()).double()).view(y.shape)
+        gradients = torch.autograd.grad((y.double() * weight).sum() + last.sum(), list(leaves.values()))
+        found.append([y, last, *gradients])
+    near = 2e-5 if dtype == torch.float32 else 2e-2
+    for ours, wanted in zip(*found, strict=True):
+        assert float((ours.detach().double() - wanted.detach()).abs().max()) < near * (1 + float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (1, 6, 0)])
+def test_nothing_in_nothing_out(shape: tuple[int, int, int]) -> None:
+    batch, length, channels = shape
+    x = torch.zeros(shape, requires_grad=True)
+    rows = torch.zeros(batch, length, 4)
+    y, last = ops.local_scan(x, x, torch.zeros(channels, 4), rows, rows, window=2, return_last_state=True)
+    assert y.shape == shape
+    assert last.shape == (batch, channels, 4)
+    assert torch.autograd.grad(y.sum(), x)[0].shape == shape
+
+
+def test_the_operator_is_registered_as_torch_wants_it() -> None:
+    given = {k: v.float().requires_grad_() for k, v in arguments(9).items()}
+    bound = ops._local_scan._bind(**given, window=4, delta_softplus=True)
+    torch.library.opcheck(torch.ops.statescan.local_scan.default, bound)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def compiled(x: Tensor) -> Any:
+        return ops.local_scan(**(given | {"x": x}), window=4, delta_softplus=True)
+
+    assert torch.allclose(compiled(given["x"]), ops.local_scan(**given, window=4, delta_softplus=True))  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from statescan import models
-from statescan.checkpoints import _huggingface, _state_spaces
+from statescan.checkpoints import _huggingface, _hybrids, _state_spaces
 
 Config = dict[str, Any]
 
@@ -36,7 +36,16 @@ LAYOUTS = {
     "falcon_mamba": Layout(lambda c: "falcon_mamba", _huggingface.read_falcon_mamba, _huggingface.write_falcon_mamba),
     "bamba": Layout(lambda c: "bamba", _huggingface.read_bamba, _huggingface.write_bamba),
     "zamba2": Layout(lambda c: "zamba2", _huggingface.read_zamba2, _huggingface.write_zamba2),
+    "jamba": Layout(lambda c: "jamba", _hybrids.read_jamba, _hybrids.write_jamba),
+    "granitemoehybrid": Layout(
+        lambda c: "granitemoehybrid", _hybrids.read_granite_moe_hybrid, _hybrids.write_granite_moe_hybrid
+    ),
+    "falcon_h1": Layout(lambda c: "falcon_h1", _hybrids.read_falcon_h1, _hybrids.write_falcon_h1),
+    "nemotron_h": Layout(lambda c: "nemotron_h", _hybrids.read_nemotron_h, _hybrids.write_nemotron_h),
+    "zamba": Layout(lambda c: "zamba", _hybrids.read_zamba, _hybrids.write_zamba),
 }
+#: Layouts whose activation is not silu throughout: the one they have, or None where a field of ours says it.
+_ACTIVATIONS = {"zamba2": "gelu", "zamba": None, "nemotron_h": None}
 
 
 def identify(config: Config, where: str) -> str:
@@ -65,9 +74,12 @@ def read_config(layout: str, config: Config, where: str) -> tuple[str, Any]:
     try:
         if config.get("quantization_config"):
             raise ValueError("the weights are quantised (quantization_config); give the unquantised ones")
-        activation = "gelu" if layout == "zamba2" else "silu"
-        if config.get("hidden_act", activation) != activation:
+        activation = _ACTIVATIONS.get(layout, "silu")
+        if activation and config.get("hidden_act", activation) != activation:
             raise ValueError(f"hidden_act is {config['hidden_act']!r}; known: {activation}")
+        for field in ("hidden_mamba_act", "mamba_hidden_act"):
+            if config.get(field, "silu") != "silu":
+                raise ValueError(f"{field} is {config[field]!r}; known: silu")
         slug = found.family(config)
         return slug, models.build_config(models.family(slug).config, found.read(config), name=layout)
     except KeyError as error:
@@ -107,25 +119,31 @@ def _essence(config: Any) -> Config:
     """What a config means: defaults that depend on other fields are spelled out, what has no effect is left out."""
     fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in _WITHOUT_MEANING}
     fields["vocab_size"] = config.padded_vocab_size
-    fields["expand"] = int(config.expand * config.dim)
+    inner = getattr(config, "inner_dim", None)
+    fields["expand"] = fields["inner_dim"] = int(config.expand * config.dim) if inner is None else inner
     fields["mlp_dim"] = math.ceil(config.mlp_dim / config.mlp_multiple_of) * config.mlp_multiple_of
     attention = dataclasses.asdict(config.attention)
     attention["kv_heads"] = attention["kv_heads"] or attention["heads"]
     attention["head_dim"] = attention["head_dim"] or config.dim // attention["heads"]
     attention["scale"] = attention["scale"] or attention["head_dim"] ** -0.5
-    fields["attention"] = attention if config.attention_layers else None
+    everywhere = hasattr(config, "ssm_multipliers")  # attention beside the scan, in every layer
+    fields["attention"] = attention if config.attention_layers or everywhere else None
     resolved = {
         "dt_rank": math.ceil(config.dim / 16),
         "norm_groups": getattr(config, "groups", None),
         "gated_norm_eps": config.norm_eps,
         "ssm_dim": fields["expand"],
         "kv_heads": getattr(config, "heads", None),
+        "attention_head_dim": getattr(config, "shared_head_dim", None),
     }
     for name, value in resolved.items():
         if name in fields and fields[name] in (None, "auto"):
             fields[name] = value
     if not config.mlp_dim:
         fields.pop("mlp_bias")
+    if not getattr(config, "expert_layers", True) or not getattr(config, "experts", True):
+        for name in ("experts", "active_experts", "expert_dim"):
+            fields.pop(name, None)
     if fields.get("inner_norm", "any") is None:
         fields.pop("inner_norm_eps")
     return fields

@@ -28,6 +28,17 @@ _FIELDS: dict[str, dict[str, str]] = {
     "zamba2": _MAMBA2
     | dict(heads="n_mamba_heads", head="mamba_headdim", groups="mamba_ngroups")
     | dict(bias="add_bias_linear", conv_bias="use_conv_bias"),
+    "jamba": _MAMBA2 | dict(rank="mamba_dt_rank", bias="mamba_proj_bias", conv_bias="mamba_conv_bias"),
+    "granitemoehybrid": _MAMBA2
+    | dict(heads="mamba_n_heads", head="mamba_d_head", groups="mamba_n_groups")
+    | dict(bias="mamba_proj_bias", conv_bias="mamba_conv_bias"),
+    "falcon_h1": dict(state="mamba_d_state", conv="mamba_d_conv", scanned="mamba_d_ssm", conv_bias="mamba_conv_bias")
+    | dict(heads="mamba_n_heads", head="mamba_d_head", groups="mamba_n_groups"),
+    "nemotron_h": dict(state="ssm_state_size", conv="conv_kernel", groups="n_groups", **_BIASES)
+    | dict(heads="mamba_num_heads", head="mamba_head_dim"),
+    "zamba": _MAMBA2
+    | dict(rank="mamba_dt_rank", mamba_heads="n_mamba_heads")
+    | dict(bias="mamba_proj_bias", conv_bias="mamba_conv_bias"),
 }
 
 
@@ -90,6 +101,7 @@ def _outer(layout: str, tensors: Tensors) -> Config:
     found: Config = {}
     layers = _layers(tensors)
     names = ("backbone.embedding.weight", "backbone.embeddings.weight", "model.embed_tokens.weight")
+    names += ("model.embeddings.weight",)
     embedding = next((tensors[name] for name in names if name in tensors), None)
     if embedding is not None and embedding.ndim == 2:
         found[_dim(layout)] = embedding.shape[1]
@@ -110,6 +122,10 @@ def _outer(layout: str, tensors: Tensors) -> Config:
         for layer in layers.values():
             if "feed_forward.up_proj.weight" in layer:
                 found["intermediate_size"] = tensors[layer["feed_forward.up_proj.weight"]].shape[0]
+    if layout == "zamba":
+        name = "shared_transf.self_attn.o_proj.weight"
+        blocks = [tensors[layer[name]] for layer in layers.values() if name in layer]
+        found["num_mem_blocks"] = 1 if all(torch.equal(block, blocks[0]) for block in blocks) else len(blocks)
     if layout == "zamba2":
         for layer in layers.values():
             if "shared_transformer.feed_forward.down_proj.weight" in layer:
@@ -135,22 +151,25 @@ def _mixer(fields: dict[str, str], tensors: Tensors, config: Config, dim: int | 
         return {}
     inner = out[1]
     sizes: dict[str, Any] = {"conv": conv[2], "conv_bias": "conv1d.bias" in mixer, "bias": "out_proj.bias" in mixer}
-    expand = config.get(fields["expand"])
+    expand = config.get(fields.get("expand", ""))
     told = (
         "inner" in fields and config.get(fields["inner"]) == inner
     )  # then expand is not asked, and wrong in some files
     if dim and not told and not (isinstance(expand, (int, float)) and int(expand * dim) == inner):
         sizes["expand"] = inner // dim if inner % dim == 0 else inner / dim
-    if mixer["A_log"].ndim == 2:  # Mamba
-        sizes |= {"inner": inner, "state": mixer["A_log"].shape[1]}
-        rank = _shape(mixer, "dt_proj.weight")
-        automatic = config.get(fields["rank"]) in (None, "auto") and dim and rank and rank[1] == math.ceil(dim / 16)
+    if mixer["A_log"].ndim >= 2:  # Mamba, in heads or not
+        sizes |= {"inner": inner, "state": mixer["A_log"].shape[-1]}
+        if mixer["A_log"].ndim == 3:
+            sizes["mamba_heads"] = mixer["A_log"].shape[0]
+        rank = _shape(mixer, "dt_proj.weight", "dt_proj_weight")
+        automatic = config.get(fields["rank"]) in (None, "auto") and dim and rank and rank[-1] == math.ceil(dim / 16)
         if rank and not automatic:
-            sizes["rank"] = rank[1]
+            sizes["rank"] = rank[-1]
     elif "dt_bias" in mixer:  # Mamba-2; its published class may also scan fewer channels than it projects (d_ssm)
         heads = len(mixer["dt_bias"])
         norm = _shape(mixer, "norm.weight")
         scanned = inner if norm is None else norm[0]
+        sizes["scanned"] = inner
         if heads and scanned % heads == 0:
             sizes |= {"heads": heads, "head": scanned // heads}
         sizes |= _groups(fields, config, conv[0] - scanned)

@@ -24,8 +24,9 @@ _SHARD_BYTES = 4 << 30
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 #: What lies beside a model and belongs to it.
 _BESIDE = (*TOKENIZER_FILES, "generation_config.json", "special_tokens_map.json", "chat_template.jinja")
-#: Parameters of the recurrence: rounded to half precision, they change the timescales of a model.
-_WIDE = ("A_log", "D", "delta_bias")
+#: Parameters of the recurrence: rounded to half precision, they change the timescales of a model. A router's correction
+#: decides between experts that are nearly equal.
+_WIDE = ("A_log", "D", "delta_bias", "correction")
 
 
 def save(

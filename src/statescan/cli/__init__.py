@@ -29,6 +29,10 @@ _EXTRAS = {
     "lm_eval": "eval",
     "datasets": "eval",
     "gymnasium": "rl",
+    "scipy": "signals",
+    "h5py": "signals",
+    "spectral": "signals",
+    "wfdb": "signals",
 }
 
 _USAGE = """usage: statescan COMMAND [OPTIONS]

@@ -15,6 +15,12 @@ def _selective_scan(x: Any, delta: Any, A: Any, *rest: Any, **_: Any) -> int:
     return batch * length * channels * (9 * A[1])
 
 
+def _local_scan(x: Any, delta: Any, A: Any, *rest: Any, **_: Any) -> int:
+    # and r = a (r + b), f + r: three more
+    batch, length, channels = x
+    return batch * length * channels * (12 * A[1])
+
+
 def _route_scan(
     x: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, delta_bias: Any, order: Any, *rest: Any, **_: Any
 ) -> int:
@@ -38,6 +44,7 @@ def _linear_scan(a: Any, b: Any, *rest: Any, **_: Any) -> int:
 
 _FORMULAS = {
     "selective_scan": _selective_scan,
+    "local_scan": _local_scan,
     "route_scan": _route_scan,
     "ssd": _ssd,
     "causal_conv1d": _causal_conv1d,

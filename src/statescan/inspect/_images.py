@@ -12,7 +12,7 @@ from statescan.inspect._sizes import build_without_memory
 from statescan.models._vision import VisionModel
 
 #: Operators whose work publications count by themselves, as operations of a recurrence and not as multiply-adds.
-_SCANS = ("selective_scan", "route_scan", "linear_scan", "ssd")
+_SCANS = ("selective_scan", "local_scan", "route_scan", "linear_scan", "ssd")
 
 
 @dataclass(frozen=True)

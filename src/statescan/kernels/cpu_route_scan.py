@@ -6,12 +6,7 @@ import torch
 from torch import Tensor
 
 from statescan.kernels import cpu
-from statescan.kernels.cpu_selective_scan import CHECKPOINT_INTERVAL
-
-# Fewer elements of length x channels x states than this a thread, and waking it costs more than it brings.
-_WORK_PER_THREAD = 1 << 16
-_PROBLEM = "p" * 11 + "l" * 13 + "i" * 8
-_LANES = 16
+from statescan.kernels.cpu_selective_scan import CHECKPOINT_INTERVAL, LANES, PROBLEM, ScanCall
 
 
 def states_shape(x: Tensor, A: Tensor, order: Tensor) -> tuple[int, int, int]:
@@ -19,8 +14,8 @@ def states_shape(x: Tensor, A: Tensor, order: Tensor) -> tuple[int, int, int]:
     return x.shape[0] * order.shape[1] // CHECKPOINT_INTERVAL + x.shape[0], A.shape[1], A.shape[0]
 
 
-class _Call:
-    """The arguments that both directions share, as the kernel takes them, and the tensors they point into."""
+class _Call(ScanCall):
+    """The arguments that both directions share."""
 
     def __init__(
         self,
@@ -44,10 +39,8 @@ class _Call:
         A, order = A.contiguous(), order.to(torch.int32).contiguous()
         others = [None if t is None else t.contiguous() for t in (D, delta_bias)]
         pointers = [x_rows, delta, None, A, B_rows, C_rows, *others, None, None, None]
-        self.keep = (*pointers, order)
-        blocks = walks * -(-width // _LANES)
-        work = batch * length * channels * states // _WORK_PER_THREAD
-        self.threads = max(1, min(cpu.threads(), blocks * batch, work))
+        sizes = (walks, walks, batch, channels, states, 0)
+        super().__init__((*pointers, order), sizes, length, walks * -(-width // LANES))
         self.arguments = (
             *(cpu.pointer(t) for t in pointers),
             x_rows.stride(0),
@@ -71,12 +64,6 @@ class _Call:
             cells,
             delta.stride(2),
         )
-        self.sizes = (walks, walks, batch, channels, states, 0)
-
-    def workspace(self, backward: bool) -> Tensor:
-        """Memory for all threads."""
-        kibibytes = cpu.function("selective_scan_workspace", "lllll" + "iii")
-        return torch.empty(kibibytes(*self.sizes, int(backward), self.threads) << 10, dtype=torch.uint8)
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -121,7 +108,7 @@ def forward(
     call = _Call(x, delta, A, B, C, D, delta_bias, order, delta_softplus)
     memory = call.workspace(backward=False)
     last_state = A.new_empty(batch, channels, states)
-    cpu.function("route_scan_forward", _PROBLEM + "pll" + "pppp")(
+    cpu.function("route_scan_forward", PROBLEM + "pll" + "pppp")(
         *call.arguments,
         y.data_ptr(),
         last_state.data_ptr(),
@@ -166,7 +153,7 @@ def backward(
     grad_rows = _rows(grad_y.to(x.dtype).flatten(2))
     parts = [torch.empty(call.threads, *weights.shape, dtype=A.dtype) for weights in (B, C)]
     memory = call.workspace(backward=True)
-    cpu.function("route_scan_backward", _PROBLEM + "pll" + "pl" + "p" * 11)(
+    cpu.function("route_scan_backward", PROBLEM + "pll" + "pl" + "p" * 11)(
         *call.arguments,
         grad_rows.data_ptr(),
         grad_rows.stride(0),

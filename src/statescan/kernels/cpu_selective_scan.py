@@ -13,8 +13,10 @@ CHECKPOINT_INTERVAL = 64
 # Fewer elements of length x channels x states than this a thread, and waking it costs more than it brings.
 _WORK_PER_THREAD = 1 << 16
 
-_PROBLEM = "p" * 11 + "l" * 13 + "i" * 8
-_LANES = 16
+#: Types of the arguments with which every kernel of this scan begins.
+PROBLEM = "p" * 11 + "l" * 13 + "i" * 8
+#: Channels that a kernel takes together.
+LANES = 16
 
 
 def states_shape(x: Tensor, A: Tensor, offsets: Tensor | None) -> tuple[int, int, int]:
@@ -59,8 +61,32 @@ def _code(tensor: Tensor | None) -> int:
     return 0 if tensor is None else cpu.DTYPES.get(tensor.dtype, 0)  # complex64 is read as pairs of float32
 
 
-class _Call:
-    """The arguments that both directions share, as the kernel takes them, and the tensors they point into."""
+class ScanCall:
+    """What every call of these kernels has: the first arguments, the tensors they point into, and threads.
+
+    Arguments:
+        keep: tensors that must outlive the call.
+        sizes: groups of B and of C, sequences, channels, states, and whether the numbers are complex.
+        length: positions of a sequence.
+        blocks: of channels that can be walked apart.
+    """
+
+    arguments: tuple[object, ...]
+
+    def __init__(self, keep: tuple[object, ...], sizes: tuple[int, ...], length: int, blocks: int):
+        self.keep, self.sizes = keep, sizes
+        _, _, sequences, channels, states, _ = sizes
+        work = sequences * length * channels * states // _WORK_PER_THREAD
+        self.threads = max(1, min(cpu.threads(), blocks * sequences, work))
+
+    def workspace(self, backward: bool) -> Tensor:
+        """Memory for all threads."""
+        kibibytes = cpu.function("selective_scan_workspace", "lllll" + "iii")
+        return torch.empty(kibibytes(*self.sizes, int(backward), self.threads) << 10, dtype=torch.uint8)
+
+
+class _Call(ScanCall):
+    """The arguments that both directions share."""
 
     def __init__(
         self,
@@ -86,14 +112,13 @@ class _Call:
         assert delta_rows is not None
         others = [_plain(t) for t in (D, delta_bias, initial_state, resets, offsets)]
         A = A.resolve_conj().contiguous()
-        self.keep = (x_rows, delta_rows, z_rows, A, B_rows, C_rows, *others)
-        groups = max(B_sizes[2], 1), max(C_sizes[2], 1)
-        blocks = max(groups) * -(-channels // (max(groups) * _LANES))
-        work = batch * length * channels * states // _WORK_PER_THREAD
-        self.threads = max(1, min(cpu.threads(), blocks * sequences, work))
+        keep = (x_rows, delta_rows, z_rows, A, B_rows, C_rows, *others)
+        groups = max(B_sizes[2], C_sizes[2], 1)
         is_complex = int(A.is_complex())
+        sizes = (B_sizes[2], C_sizes[2], sequences, channels, states, is_complex)
+        super().__init__(keep, sizes, length * batch // max(1, sequences), groups * -(-channels // (groups * LANES)))
         self.arguments = (
-            *(cpu.pointer(t) for t in self.keep),
+            *(cpu.pointer(t) for t in keep),
             x_rows.stride(0),
             delta_rows.stride(0),
             0 if z_rows is None else z_rows.stride(0),
@@ -112,16 +137,13 @@ class _Call:
             is_complex,
             self.threads,
         )
-        self.sizes = (B_sizes[2], C_sizes[2], sequences, channels, states, is_complex)
-
-    def workspace(self, backward: bool) -> Tensor:
-        """Memory for all threads."""
-        kibibytes = cpu.function("selective_scan_workspace", "lllll" + "iii")
-        return torch.empty(kibibytes(*self.sizes, int(backward), self.threads) << 10, dtype=torch.uint8)
 
 
-def forward(*args) -> tuple[Tensor, Tensor, Tensor]:
-    """y, the last state, and the saved states (none unless the last argument asks for them)."""
+def forward(*args, window: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """y, the last state, and the saved states (none unless the last argument asks for them).
+
+    With `window`, which divides `CHECKPOINT_INTERVAL`, windows of so many positions are scanned backward too.
+    """
     *arguments, save_states = args
     x, A, initial_state, offsets = args[0], args[2], args[8], args[10]
     checkpoints, states, channels = states_shape(x, A, offsets)
@@ -135,8 +157,10 @@ def forward(*args) -> tuple[Tensor, Tensor, Tensor]:
         return y.zero_(), last_state, saved
     call = _Call(*arguments)
     memory = call.workspace(backward=False)
-    cpu.function("selective_scan_forward", _PROBLEM + "pppp")(
+    name, types, more = ("local_scan", "i", (window,)) if window else ("selective_scan", "", ())
+    cpu.function(f"{name}_forward", PROBLEM + types + "pppp")(
         *call.arguments,
+        *more,
         y.data_ptr(),
         last_state.data_ptr(),
         saved.data_ptr() if save_states else None,
@@ -145,12 +169,14 @@ def forward(*args) -> tuple[Tensor, Tensor, Tensor]:
     return y, last_state, saved
 
 
-def backward(grad_y: Tensor | None, grad_last_state: Tensor | None, saved: Tensor, *args) -> list[Tensor | None]:
+def backward(
+    grad_y: Tensor | None, grad_last_state: Tensor | None, saved: Tensor, *args, window: int = 0
+) -> list[Tensor | None]:
     """The gradients of the first nine arguments; None where one is absent."""
     *arguments, _ = args
     x, A, B, C, initial_state, offsets = (arguments[i] for i in (0, 2, 3, 4, 8, 10))
     if saved.shape != states_shape(x, A, offsets):  # the forward pass ran on another implementation
-        saved = forward(*arguments, True)[2]
+        saved = forward(*arguments, True, window=window)[2]
     gradients = [
         None if t is None else torch.empty_like(t, memory_format=torch.contiguous_format) for t in arguments[:9]
     ]
@@ -172,8 +198,10 @@ def backward(grad_y: Tensor | None, grad_last_state: Tensor | None, saved: Tenso
         else:
             parts.append(torch.empty(call.threads, *weights.shape, dtype=A.dtype))
     memory = call.workspace(backward=True)
-    cpu.function("selective_scan_backward", _PROBLEM + "pl" + "p" * 14)(
+    name, types, more = ("local_scan", "i", (window,)) if window else ("selective_scan", "", ())
+    cpu.function(f"{name}_backward", PROBLEM + types + "pl" + "p" * 14)(
         *call.arguments,
+        *more,
         cpu.pointer(grad_rows),
         0 if grad_rows is None else grad_rows.stride(0),
         cpu.pointer(grad_last_state),

@@ -7,7 +7,9 @@ from statescan.layers._butterfly import ButterflyTransform, butterfly_transform
 from statescan.layers._channel_mixers import MLP, GatedMLP
 from statescan.layers._companion import ClosedLoopCompanionSSM, CompanionMixer, CompanionSSM, DifferencingFilters
 from statescan.layers._convolution import CausalConv1d
+from statescan.layers._diffusion import TimeEmbedding, add_noise, denoise, signal_fraction
 from statescan.layers._dual_mixer import DualMixer, WeightedAverage
+from statescan.layers._experts import Experts, MixtureOfExperts, Router, squared_relu
 from statescan.layers._h3 import H3, ShiftKernel
 from statescan.layers._initialisation import delta_bias, initialise_language_model, inverse_softplus
 from statescan.layers._lbmamba import LBMamba
@@ -16,7 +18,10 @@ from statescan.layers._lssl import LSSL, LSSL_MEASURES, QuasiseparableSystem, tr
 from statescan.layers._mamba import Mamba
 from statescan.layers._mamba2 import Mamba2
 from statescan.layers._mixers import MIXERS, UNDECAYED, build_mixer, check_mixer
+from statescan.layers._mixture_of_mamba import PROJECTIONS, MixtureOfMamba, ModalityGroups, ModalityLinear
+from statescan.layers._multihead_mamba import MultiHeadMamba
 from statescan.layers._norms import GatedRMSNorm, RMSNorm, build_norm
+from statescan.layers._parallel import ParallelMixer
 from statescan.layers._recurrent import RecurrentCell
 from statescan.layers._residual import ResidualBlock, ResidualStack
 from statescan.layers._rotary import rotate
@@ -33,6 +38,7 @@ __all__ = [
     "LSSL_MEASURES",
     "MIXERS",
     "MLP",
+    "PROJECTIONS",
     "S4",
     "S4D",
     "S4ND",
@@ -51,6 +57,7 @@ __all__ = [
     "DiagonalKernel",
     "DifferencingFilters",
     "DualMixer",
+    "Experts",
     "GatedMLP",
     "GatedRMSNorm",
     "H3Conv",
@@ -59,12 +66,19 @@ __all__ = [
     "LongKernel",
     "Mamba",
     "Mamba2",
+    "MixtureOfExperts",
+    "MixtureOfMamba",
+    "ModalityGroups",
+    "ModalityLinear",
     "MultiHeadEMA",
+    "MultiHeadMamba",
+    "ParallelMixer",
     "QuasiseparableSystem",
     "RMSNorm",
     "RecurrentCell",
     "ResidualBlock",
     "ResidualStack",
+    "Router",
     "S5Block",
     "ScanBranch",
     "SeqBoat",
@@ -75,14 +89,19 @@ __all__ = [
     "SlidingAttention",
     "State",
     "TaylorLinearAttention",
+    "TimeEmbedding",
     "WeightedAverage",
+    "add_noise",
     "build_mixer",
     "build_norm",
     "butterfly_transform",
     "check_mixer",
     "delta_bias",
+    "denoise",
     "initialise_language_model",
     "inverse_softplus",
     "rotate",
+    "signal_fraction",
+    "squared_relu",
     "tridiagonal_solve",
 ]

@@ -79,6 +79,26 @@ class ScanBranch(nn.Module):
         hidden, _ = self.convolution(x)
         return self.scan(hidden, *self.select(hidden))
 
+    def chunk(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """The next part of a sequence, and the state after it; plain scans only."""
+        if self.window is not None:
+            raise ValueError(f"window: a scan in windows carries no state, got {self.window!r}")
+        hidden, convolution = self.convolution(x, state["conv"] if state else None)
+        delta, B, C = self.select(hidden)
+        y, last = ops.selective_scan(
+            hidden,
+            delta,
+            -torch.exp(widen(self.A_log)),
+            B,
+            C,
+            widen(self.D),
+            delta_bias=widen(self.delta_bias),
+            delta_softplus=True,
+            initial_state=state["ssm"] if state else None,
+            return_last_state=True,
+        )
+        return y, State({"conv": convolution, "ssm": last})
+
 
 class BidirectionalMamba(nn.Module):
     """x, z = W_in u; y = (f(x) + reverse(g(reverse(x)))) silu(z); out = W_out y, f and g being `ScanBranch`.
@@ -166,3 +186,23 @@ class BidirectionalMamba(nn.Module):
         y = y * nn.functional.silu(gate)
         out = self.output_projection(y / 2 if self.halve else y)
         return (out if self.layer_scale is None else out * self.layer_scale), State()
+
+    def chunk(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """The next part of a sequence too long to be read at once: x (batch, length, dim) to its shape, and the state.
+
+        The way forth carries its state from part to part. The way back begins anew at the end of each part, so that an
+        output depends on all that came before it and on what follows it within the part. Of one part alone it is
+        `forward`.
+
+        Raises:
+            ValueError: backward is ``shared``, or the way forth has windows.
+        """
+        if self.backwards is None:
+            raise ValueError(
+                "backward: parts of a sequence need two ways that have parameters of their own ('separate')"
+            )
+        hidden, gate = self.input_projection(x).chunk(2, dim=-1)
+        y, state = self.forwards.chunk(hidden, state)
+        y = (y + self.backwards(hidden.flip(1)).flip(1)) * nn.functional.silu(gate)
+        out = self.output_projection(y / 2 if self.halve else y)
+        return (out if self.layer_scale is None else out * self.layer_scale), state

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +24,7 @@ class Mamba2(nn.Module):
         head_dim: P, channels that share a decay.
         conv_kernel: taps of the convolution.
         expand: inner channels over dim.
+        inner_dim: inner channels, where expand does not say; None: expand * dim.
         ssm_dim: how many of the inner channels go through the scan; the others are a gated MLP beside it. None: all.
         groups: G, sets of heads that share B and C.
         A_range: decay rates at initialisation are uniform in it.
@@ -34,6 +37,8 @@ class Mamba2(nn.Module):
         norm_eps: its eps.
         learned_initial_state: the state before the sequence is a parameter (Mamba2Simple).
         bias, conv_bias: of the outer projections and the convolution.
+        output_bias: of the output projection, where it differs from `bias`.
+        multipliers: fixed factors of the projected z, x, B, C and delta (Falcon-H1); None: none.
         conv_init: the convolution's first weights are uniform within +-conv_init; None: torch's default.
         chunk_size: positions that the scan takes at a time; changes speed, not results.
     """
@@ -46,6 +51,7 @@ class Mamba2(nn.Module):
         head_dim: int = 64,
         conv_kernel: int = 4,
         expand: float = 2,
+        inner_dim: int | None = None,
         ssm_dim: int | None = None,
         groups: int = 1,
         A_range: tuple[float, float] = (1.0, 16.0),
@@ -61,11 +67,13 @@ class Mamba2(nn.Module):
         learned_initial_state: bool = False,
         bias: bool = False,
         conv_bias: bool = True,
+        output_bias: bool | None = None,
         conv_init: float | None = None,
+        multipliers: Sequence[float] | None = None,
         chunk_size: int = 64,
     ):
         super().__init__()
-        inner = int(expand * dim)
+        inner = int(expand * dim) if inner_dim is None else inner_dim
         scanned = inner if ssm_dim is None else ssm_dim
         if scanned % head_dim:
             raise ValueError(f"head_dim: {head_dim} does not divide the {scanned} channels of the scan")
@@ -74,6 +82,9 @@ class Mamba2(nn.Module):
             raise ValueError(f"groups: {groups} does not divide {heads} heads")
         if not 0 < scanned <= inner:
             raise ValueError(f"ssm_dim: between 1 and the {inner} inner channels, got {scanned}")
+        if multipliers is not None and len(multipliers) != 5:
+            raise ValueError(f"multipliers: five, of z, x, B, C and delta, got {len(multipliers)}")
+        self.multipliers = None if multipliers is None or set(multipliers) == {1.0} else tuple(multipliers)
         self.dim, self.inner_dim, self.ssm_dim, self.state_dim = dim, inner, scanned, state_dim
         self.heads, self.head_dim, self.groups, self.chunk_size = heads, head_dim, groups, chunk_size
         self.dt_limit = (float(dt_limit[0]), float(dt_limit[1]))
@@ -93,7 +104,7 @@ class Mamba2(nn.Module):
             if gated_norm
             else None
         )
-        self.output_projection = nn.Linear(inner, dim, bias=bias)
+        self.output_projection = nn.Linear(inner, dim, bias=bias if output_bias is None else output_bias)
 
     def initial_state(
         self, batch_size: int, *, dtype: torch.dtype | None = None, device: torch.device | None = None
@@ -119,7 +130,7 @@ class Mamba2(nn.Module):
             state = self.initial_state(sequences, dtype=x.dtype, device=x.device)
         if self.learned_state is not None and resets is not None:
             raise ValueError("resets: a learned initial state cannot be reset to within a sequence; pass offsets")
-        mlp_gate, mlp, gate, scanned, delta = self.input_projection(x).split(self.widths, dim=-1)
+        mlp_gate, mlp, gate, scanned, delta = self._project(x)
         scanned, conv = self.convolution(scanned, state["conv"] if state else None, resets=resets, offsets=offsets)
         hidden, B, C = self._split(scanned)
         y, ssm = ops.ssd(
@@ -143,7 +154,7 @@ class Mamba2(nn.Module):
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """One position: x (batch, dim) -> output (batch, dim) and the next state."""
-        mlp_gate, mlp, gate, scanned, delta = self.input_projection(x).split(self.widths, dim=-1)
+        mlp_gate, mlp, gate, scanned, delta = self._project(x)
         scanned, conv = self.convolution.step(scanned, state["conv"])
         hidden, B, C = self._split(scanned)
         y, ssm = ops.ssd_step(
@@ -160,6 +171,17 @@ class Mamba2(nn.Module):
             delta_limit=self.dt_limit,
         )
         return self._finish(y, gate, mlp_gate, mlp), State({"conv": conv, "ssm": ssm})
+
+    def _project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Gate and value of the MLP beside the scan, z, what the convolution reads, and delta."""
+        mlp_gate, mlp, gate, scanned, delta = self.input_projection(x).split(self.widths, dim=-1)
+        if self.multipliers is None:
+            return mlp_gate, mlp, gate, scanned, delta
+        of_gate, of_x, of_B, of_C, of_delta = self.multipliers
+        wide = self.groups * self.state_dim
+        hidden, B, C = scanned.split([self.ssm_dim, wide, wide], dim=-1)
+        scanned = torch.cat([hidden * of_x, B * of_B, C * of_C], dim=-1)
+        return mlp_gate, mlp, gate * of_gate, scanned, delta * of_delta
 
     def _heads(self, channels: Tensor) -> Tensor:
         return channels.unflatten(-1, (self.heads, self.head_dim))

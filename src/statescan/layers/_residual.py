@@ -25,6 +25,7 @@ class ResidualBlock(nn.Module):
         norm: its norm.
         channel_mixer: a module from (..., dim) to (..., dim).
         channel_norm: its norm.
+        scale: what both mixers give is multiplied by it before it is added (Granite).
     """
 
     skips_state = True
@@ -35,8 +36,11 @@ class ResidualBlock(nn.Module):
         norm: nn.Module | None,
         channel_mixer: nn.Module | None = None,
         channel_norm: nn.Module | None = None,
+        *,
+        scale: float = 1.0,
     ):
         super().__init__()
+        self.scale = scale
         self.norm = norm
         self.mixer: Any = mixer
         self.channel_norm = channel_norm
@@ -68,19 +72,22 @@ class ResidualBlock(nn.Module):
             offsets=offsets,
             **without_state(self.mixer, return_state),
         )
-        return self._channels(residual + mixed), state
+        return self._channels(residual + self._scaled(mixed)), state
 
     def step(self, residual: Tensor, state: State) -> tuple[Tensor, State]:
         """One position: (batch, dim)."""
         if self.mixer is None:
             return self._channels(residual), state
         mixed, state = self.mixer.step(self._normed(self.norm, residual), state)
-        return self._channels(residual + mixed), state
+        return self._channels(residual + self._scaled(mixed)), state
 
     def _channels(self, residual: Tensor) -> Tensor:
         if self.channel_mixer is None:
             return residual
-        return residual + self.channel_mixer(self._normed(self.channel_norm, residual))
+        return residual + self._scaled(self.channel_mixer(self._normed(self.channel_norm, residual)))
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return x if self.scale == 1 else x * self.scale
 
     @staticmethod
     def _normed(norm: nn.Module | None, residual: Tensor) -> Tensor:

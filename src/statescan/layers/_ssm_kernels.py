@@ -309,9 +309,14 @@ class DiagonalKernel(nn.Module):
     def step(self, u: Tensor, state: Tensor, *, rate: float = 1.0) -> tuple[Tensor, Tensor]:
         """u (batch, H), state (batch, H, N/2) -> y (batch, channels, H) and the next state."""
         self._refuse_recurrence()
-        dA, dB, C, _ = self._cached(("step", rate), lambda: self._discrete(rate))
-        state = dA * state + dB * widen(u)[..., None]
-        return 2 * torch.einsum("chn,bhn->bch", C, state).real, state
+        dA, dB, read = self._cached(("step", rate), lambda: self._recurrence(rate))
+        state = torch.addcmul(dA * state, dB, widen(u)[..., None].to(dB.dtype))
+        return torch.bmm(_as_rows(state), read).permute(1, 2, 0), state
+
+    def _recurrence(self, rate: float) -> tuple[Tensor, ...]:
+        """dA, dB (H, N/2), and what reads the outputs from a state, (H, N, channels), real."""
+        dA, dB, C, _ = self._discrete(rate)
+        return dA, dB, _as_reader(C)
 
     def advance(self, u: Tensor, state: Tensor, *, rate: float = 1.0) -> Tensor:
         """The state after u (batch, H, length)."""
@@ -322,7 +327,7 @@ class DiagonalKernel(nn.Module):
 
     def _cached(self, key: Any, build: Callable[[], Any]) -> Any:
         """What `build` gives, kept until a parameter changes; always built anew where gradients are recorded."""
-        tensors = [*self.parameters(), *self.buffers()]
+        tensors = [t for t in (*self._parameters.values(), *self._buffers.values()) if t is not None]
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or any(t.is_inference() for t in tensors):
             return build()
         stamp = (key, [(t.data_ptr(), t._version, t.dtype, t.device) for t in tensors])
@@ -471,20 +476,42 @@ class DPLRKernel(DiagonalKernel):
 
     def step(self, u: Tensor, state: Tensor, *, rate: float = 1.0) -> tuple[Tensor, Tensor]:
         """u (batch, H), state (batch, H, N/2) -> y (batch, channels, H) and the next state, in O(N rank)."""
-        ahead, D, B, P, inverse, C = self._cached(("step", rate), lambda: self._recurrence(rate))
-        z = D * (ahead * state - self._low_rank(P, _overlap(P, state)) + B * widen(u)[..., None])
-        state = z - D * self._low_rank(P, (inverse @ _overlap(P, z)[..., None])[..., 0])
-        return 2 * torch.einsum("chn,bhn->bch", C, state).real, state
+        diagonal, read, write = self._cached(("step", rate), lambda: self._recurrence(rate))
+        overlaps, y = torch.bmm(_as_rows(state), read).tensor_split((2 * self.rank,), dim=-1)
+        driven = torch.bmm(torch.cat([overlaps, widen(u).t()[..., None]], dim=-1), write)
+        moved, added = driven.transpose(0, 1).tensor_split((2 * self.states,), dim=-1)
+        state = diagonal * state + torch.view_as_complex(moved.unflatten(-1, (self.states, 2)).contiguous())
+        return y.permute(1, 2, 0) + added.transpose(1, 2), state
 
     def _recurrence(self, rate: float) -> tuple[Tensor, ...]:
+        """A step as three matrices a channel: what decays (H, N/2); what is read of a state, (H, N, 2 rank + channels),
+        real: two overlaps with P a rank, and outputs; and what overlaps and the input add to state and outputs,
+        (H, 2 rank + 1, N + channels), real.
+
+        (I - dt/2 A)^-1 (I + dt/2 A) for A = diag - P P*, by the Woodbury identity (S4, appendix C.2): with a = P* x,
+        z = D (ahead x - P a + 2 B u) and x' = z - D P (I + P* D P)^-1 P* z, everything but `diagonal` is of low rank.
+        """
         self._settle()
-        # (I - dt/2 A)^-1 (I + dt/2 A) for A = diag - P P*, by the Woodbury identity (S4, appendix C.2)
         dt, A, B, _ = self.system(rate)
-        P = self._P()
+        P, C = self._P(), self.output_weights()
         D = 1 / (2 / dt - A)
-        overlaps = 2 * torch.einsum("rhn,hn,shn->hrs", P.conj(), D, P).real
-        inner = torch.eye(self.rank, device=P.device, dtype=overlaps.dtype) + overlaps
-        return 2 / dt + A, D, 2 * B, P, torch.linalg.inv(inner), self.output_weights()
+        diagonal, driven, across = D * (2 / dt + A), 2 * D * B, D * P  # (H, N/2), (H, N/2), (rank, H, N/2)
+
+        def overlaps(x: Tensor) -> Tensor:  # P* x over both halves of the conjugate pairs: (H, rank, columns)
+            return 2 * torch.einsum("rhn,shn->hrs", P.conj(), x).real
+
+        inner = overlaps(across)
+        inverse = torch.linalg.inv(torch.eye(self.rank, device=P.device, dtype=inner.dtype) + inner).to(P.dtype)
+        kept = torch.einsum("rhn,hrs->shn", across, inverse)  # D P (I + P* D P)^-1
+        columns = [
+            torch.einsum("rhn,hrs->shn", kept, inner.to(P.dtype)) - across,  # of a
+            -kept,  # of P* (diagonal x)
+            (driven - torch.einsum("rhn,hrs->shn", kept, overlaps(driven[None]).to(P.dtype))[0])[None],  # of u
+        ]
+        write = torch.cat(columns).transpose(0, 1)  # (H, 2 rank + 1, N/2)
+        read = torch.cat([_as_reader(P.conj()), _as_reader(P.conj() * diagonal), _as_reader(C * diagonal)], dim=-1)
+        outputs = 2 * torch.einsum("chn,hkn->hkc", C, write).real
+        return diagonal, read, torch.cat([torch.view_as_real(write.contiguous()).flatten(-2), outputs], dim=-1)
 
     def output_weights(self) -> Tensor:
         """C (channels, H, N/2) with the truncation undone: C (I - dA^L)^-1."""
@@ -517,6 +544,16 @@ class DPLRKernel(DiagonalKernel):
             full = full + torch.einsum("hnl,bhl->bhn", columns[..., :size], recent)
             start += size
         return full[..., : self.states].to(state.dtype)
+
+
+def _as_rows(state: Tensor) -> Tensor:
+    """(batch, H, N/2), complex, to real and imaginary parts side by side, (H, batch, N)."""
+    return torch.view_as_real(state.resolve_conj()).flatten(-2).transpose(0, 1)
+
+
+def _as_reader(weights: Tensor) -> Tensor:
+    """Weights (rows, H, N/2), complex, to (H, N, rows), real: a state's `_as_rows` times it is 2 Re(weights state)."""
+    return torch.view_as_real(2 * weights.conj().resolve_conj()).flatten(-2).permute(1, 2, 0).contiguous()
 
 
 def _overlap(P: Tensor, x: Tensor) -> Tensor:

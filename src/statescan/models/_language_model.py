@@ -127,7 +127,7 @@ class LanguageModel(Model):
         """Features after the last norm: tokens (batch, length) -> (batch, length, dim), and the state."""
         self._check(tokens, 2)
         options = without_state(self.stack, return_state)
-        features, state = self.stack(self.embedding(tokens), state, resets=resets, offsets=offsets, **options)
+        features, state = self.stack(self._embed(tokens), state, resets=resets, offsets=offsets, **options)
         return self._finish(features), state
 
     def forward(
@@ -158,17 +158,23 @@ class LanguageModel(Model):
         features, state = self.hidden(tokens, state, resets=resets, offsets=offsets, return_state=return_state)
         if last is not None:
             features = _last_positions(features, last, offsets)
-        return self.head(features), state
+        return self._logits(features), state
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """One token a sequence: tokens (batch,) -> logits (batch, vocabulary) and the next state."""
         self._check(tokens, 1)
-        features, state = self.stack.step(self.embedding(tokens), state)
-        return self.head(self._finish(features)), state
+        features, state = self.stack.step(self._embed(tokens), state)
+        return self._logits(self._finish(features)), state
 
     def set_gradient_checkpointing(self, enabled: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping what it computed."""
         self.stack.gradient_checkpointing = enabled
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        return self.embedding(tokens)
+
+    def _logits(self, features: Tensor) -> Tensor:
+        return self.head(features)
 
     def _finish(self, features: Tensor) -> Tensor:
         return self.norm(features.to(self.head.weight.dtype))
@@ -186,6 +192,19 @@ class LanguageModel(Model):
                     f"tokens: from {int(low)} to {int(high)}, but the vocabulary is 0 to "
                     f"{self.embedding.num_embeddings - 1}; does the tokenizer belong to this model?"
                 )
+
+
+class ScaledLanguageModel(LanguageModel):
+    """A language model whose config has fixed factors of the embeddings and of the logits.
+
+    Their names are ``embedding_multiplier`` and ``logit_multiplier``.
+    """
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        return self.embedding(tokens) * self.config.embedding_multiplier
+
+    def _logits(self, features: Tensor) -> Tensor:
+        return self.head(features) * self.config.logit_multiplier
 
 
 def _last_positions(features: Tensor, last: int, offsets: Tensor | None) -> Tensor:

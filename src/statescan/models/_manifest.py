@@ -226,4 +226,30 @@ MANIFEST: dict[str, Entry] = {
     "vim2": Entry("statescan.models.vim2", ("vim2_nano", "vim2_tiny", "vim2_small", "vim2_base")),
     "mhs_vm_classifier": Entry("statescan.models.mhs_vm_classifier", ("mhs_vm_classifier_tiny", "mhs_vm_classifier")),
     "anytime_ensemble": Entry("statescan.models.anytime_ensemble", ("anytime_ensemble_tiny",)),
+    "morp_mamba": Entry(
+        "statescan.models.morp_mamba",
+        ("morp_mamba_tiny", "morp_mamba", "morp_mamba_spatial", "morp_mamba_published"),
+    ),
+    "ecg_mamba": Entry(
+        "statescan.models.ecg_mamba", ("ecg_mamba_tiny", "ecg_mamba", "ecg_mamba_small", "ecg_mamba_stream")
+    ),
+    "jamba": Entry("statescan.models.jamba", ("jamba_tiny", "jamba_v0.1")),
+    "granitemoehybrid": Entry(
+        "statescan.models.granite_moe_hybrid", ("granite_hybrid_tiny", "granite_4.0_h_small", "granite_4.0_h_tiny")
+    ),
+    "falcon_h1": Entry("statescan.models.falcon_h1", ("falcon_h1_tiny", "falcon_h1_0.5b")),
+    "nemotron_h": Entry("statescan.models.nemotron_h", ("nemotron_h_tiny", "nemotron_h_moe_tiny", "nemotron_h_8b")),
+    "zamba": Entry("statescan.models.zamba", ("zamba_tiny", "zamba_7b")),
+    "mixture_of_mamba": Entry(
+        "statescan.models.mixture_of_mamba",
+        (
+            "mixture_of_mamba_tiny",
+            "mixture_of_mamba_speech_tiny",
+            "mixture_of_mamba_768",
+            "mixture_of_mamba_2048",
+        ),
+    ),
+    "transfusion_mamba": Entry(
+        "statescan.models.transfusion_mamba", ("transfusion_mamba_tiny", "transfusion_mamba_2048")
+    ),
 }

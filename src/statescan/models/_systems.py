@@ -423,6 +423,47 @@ _SYSTEMS = (
             "metrics and layer search of the published code",
             "blocks of neighbours equal to the whole matrix",
             "the published laws found again from noisy points",
+        "morp_mamba",
+        "Spatial-Spectral Morphological Mamba for Hyperspectral Image Classification (Ahmad et al., 2025)",
+        ("morp_mamba",),
+        (
+            "outputs of the published notebook's definition",
+            "its exact parameter count",
+            "true erosion and dilation equal SciPy's",
+            "windows of a split by blocks share no pixel",
+        ),
+    ),
+    System(
+        "ecg_mamba",
+        "One Dimensional CNN ECG Mamba for Multilabel Abnormality Classification in 12 Lead ECG (2025)",
+        ("ecg_mamba",),
+        (
+            "blocks give Vim's features; no code was published",
+            "records read in parts give the scores of one call where scans go forward",
+            "the challenge's score by its definition",
+        ),
+    ),
+    System(
+        "hybrid",
+        "Jamba (Lieber et al., 2024); Zamba (Glorioso et al., 2024); Zamba2 (Glorioso et al., 2024); Bamba (2024); "
+        "Falcon-H1 (Zuo et al., 2025); Nemotron-H (NVIDIA, 2025); Granite 4 (IBM, 2025)",
+        ("jamba", "zamba", "zamba2", "bamba", "falcon_h1", "nemotron_h", "granitemoehybrid"),
+        (
+            "logits of the published classes",
+            "exact parameter counts",
+            "Hugging Face checkpoints both ways: the same logits and greedy text",
+            "prefill and steps equal one pass",
+        ),
+    ),
+    System(
+        "mixture_of_mamba",
+        "Mixture-of-Mamba: Enhancing Multi-Modal State-Space Models with Modality-Aware Sparsity (Liang et al., 2025)",
+        ("mixture_of_mamba", "transfusion_mamba"),
+        (
+            "outputs of the published block",
+            "exact parameter counts",
+            "equal copies are the dense block; a token costs as much",
+            "a split model knows more of two interleaved vocabularies at equal steps",
         ),
     ),
 )

@@ -48,8 +48,8 @@ class Mamba2Config(LanguageModelConfig):
     chunk_size: int = 64
 
 
-def build_mixer(config: Any) -> Mamba2:
-    """The Mamba-2 mixer of a config."""
+def build_mixer(config: Any, **options: Any) -> Mamba2:
+    """The Mamba-2 mixer of a config; `options` are further ones of `layers.Mamba2`."""
     return Mamba2(
         config.dim,
         state_dim=config.state_dim,
@@ -73,6 +73,7 @@ def build_mixer(config: Any) -> Mamba2:
         conv_bias=config.conv_bias,
         conv_init=config.conv_init,
         chunk_size=config.chunk_size,
+        **options,
     )
 
 

@@ -11,16 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-
-from statescan.layers import Attention, GatedMLP, Mamba2, RMSNorm, State
-from statescan.models._huggingface_parts import fuse, rename, split
+from statescan.layers import RMSNorm
+from statescan.models._huggingface_parts import OUTER, fuse, rename, split, swap_halves
 from statescan.models._language_model import LanguageModel
 from statescan.models._published import add_prefix, mixer_from_published, mixer_to_published, split_prefix
 from statescan.models._registry import Family, Tensors
+from statescan.models._shared_blocks import SHARED_NAMES, Adapter, SharedBlock, SharedCall, SharedLayer, SharedStack
 from statescan.models.mamba2 import Mamba2Config, build_mixer
 
 
@@ -72,165 +68,48 @@ class Zamba2Config(Mamba2Config):
         return 2 * self.dim
 
 
-class Adapter(nn.Module):
-    """A low-rank map; `parts` of them side by side."""
-
-    def __init__(self, input_dim: int, rank: int, output_dims: tuple[int, ...]):
-        super().__init__()
-        self.parts = nn.ModuleList(
-            nn.Sequential(nn.Linear(input_dim, rank, bias=False), nn.Linear(rank, width, bias=False))
-            for width in output_dims
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([part(x) for part in self.parts], dim=-1)
-
-
-class SharedBlock(nn.Module):
-    """norm -> attention -> norm -> gated MLP on [stream, embedding], without residuals."""
-
-    def __init__(self, config: Zamba2Config):
-        super().__init__()
-        wide = config.attention_dim
-        head_dim = wide // config.heads
-        self.norm = RMSNorm(wide, config.norm_eps)
-        self.mixer = Attention(
+def _stack(config: Zamba2Config) -> SharedStack:
+    head_dim = config.attention_dim // config.heads
+    shared = [
+        SharedBlock(
             config.dim,
             config.heads,
             kv_heads=config.kv_heads,
             head_dim=head_dim,
             rotary_dim=head_dim if config.rotary else 0,
             rotary_base=config.rotary_base,
-            scale=(head_dim / 2) ** -0.5,
-            input_dim=wide,
+            mlp_dim=config.shared_mlp_dim,
+            mlp_bias=config.shared_bias,
+            norm_eps=config.norm_eps,
         )
-        self.channel_norm = RMSNorm(config.dim, config.norm_eps)
-        self.channel_mixer = GatedMLP(config.dim, config.shared_mlp_dim, bias=config.shared_bias, activation=F.gelu)
-
-
-class SharedCall(nn.Module):
-    """What one call of a shared block has of its own: adapters and an output projection."""
-
-    def __init__(self, config: Zamba2Config):
-        super().__init__()
-        wide, rank = config.attention_dim, config.adapter_rank
-        self.attention_adapter = Adapter(wide, rank, (wide, wide, wide)) if config.attention_adapters else None
-        self.mlp_adapter = Adapter(config.dim, rank, (2 * config.shared_mlp_dim,))
-        self.projection = nn.Linear(config.dim, config.dim, bias=False)
-
-
-class Zamba2Layer(nn.Module):
-    """stream += mamba2(norm(stream + shared)), where shared is the output of this layer's call, if it has one."""
-
-    def __init__(self, config: Zamba2Config, *, hybrid: bool):
-        super().__init__()
-        self.norm = RMSNorm(config.dim, config.norm_eps)
-        self.mixer: Mamba2 = build_mixer(config)
-        self.call = SharedCall(config) if hybrid else None
-
-    def forward(
-        self,
-        x: Tensor,
-        embedded: Tensor,
-        shared: SharedBlock | None,
-        state: State | None,
-        resets: Tensor | None,
-        offsets: Tensor | None,
-        step: bool = False,
-    ) -> tuple[Tensor, State]:
-        after: dict[str, Tensor | State] = {}
-        read = x
-        if self.call is not None:
-            assert shared is not None
-            wide = shared.norm(torch.cat([x, embedded], dim=-1))
-            adapter = self.call.attention_adapter
-            correction = None if adapter is None else adapter(wide)
-            before: Any = state["attention"] if state else None
-            if step:
-                mixed, after["attention"] = shared.mixer.step(wide, before, correction=correction)
-            else:
-                mixed, after["attention"] = shared.mixer(
-                    wide, before, resets=resets, offsets=offsets, correction=correction
-                )
-            mixed = shared.channel_norm(mixed)
-            mixed = shared.channel_mixer(mixed, correction=self.call.mlp_adapter(mixed))
-            read = x + self.call.projection(mixed)
-        before = state["mamba"] if state else None
-        if step:
-            y, after["mamba"] = self.mixer.step(self.norm(read), before)
-        else:
-            y, after["mamba"] = self.mixer(self.norm(read), before, resets=resets, offsets=offsets)
-        return x + y, State(after)
-
-
-class Zamba2Stack(nn.Module):
-    """The layers, and the blocks that they share."""
-
-    def __init__(self, config: Zamba2Config):
-        super().__init__()
-        self.shared: Any = nn.ModuleList(SharedBlock(config) for _ in range(config.shared_blocks))
-        self.blocks: Any = nn.ModuleList(
-            Zamba2Layer(config, hybrid=index in config.hybrid_layers) for index in range(config.depth)
-        )
-        calls = [index for index in range(config.depth) if index in config.hybrid_layers]
-        self._turn = {index: number % config.shared_blocks for number, index in enumerate(calls)}
-        self.gradient_checkpointing = False
-
-    def initial_state(self, batch_size: int, **options: Any) -> State:
-        """An entry a layer: ``mamba``, and ``attention`` where a shared block is called."""
-        states: dict[str, Tensor | State] = {}
-        for index, block in enumerate(self.blocks):
-            entries = {"mamba": block.mixer.initial_state(batch_size, **options)}
-            if index in self._turn:
-                mixer = self.shared[self._turn[index]].mixer
-                entries = {"attention": mixer.initial_state(batch_size, **options), **entries}
-            states[str(index)] = State(entries)
-        return State(states)
-
-    def forward(
-        self,
-        x: Tensor,
-        state: State | None = None,
-        *,
-        resets: Tensor | None = None,
-        offsets: Tensor | None = None,
-        step: bool = False,
-    ) -> tuple[Tensor, State]:
-        """x (batch, length, dim) -> the stream after the last layer, and the state."""
-        embedded, after = x, {}
-        for index, block in enumerate(self.blocks):
-            shared = self.shared[self._turn[index]] if index in self._turn else None
-            arguments = (x, embedded, shared, state[str(index)] if state else None, resets, offsets, step)
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x, after[str(index)] = checkpoint(block, *arguments, use_reentrant=False)
-            else:
-                x, after[str(index)] = block(*arguments)
-        return x, State(after)
-
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """One position: x (batch, dim)."""
-        return self(x, state, step=True)
+        for _ in range(config.shared_blocks)
+    ]
+    layers = []
+    for index in range(config.depth):
+        call = None
+        if index in config.hybrid_layers:
+            wide = config.attention_dim
+            call = SharedCall(
+                config.dim,
+                Adapter(wide, config.adapter_rank, (wide, wide, wide)) if config.attention_adapters else None,
+                Adapter(config.dim, config.adapter_rank, (2 * config.shared_mlp_dim,)),
+            )
+        layers.append(SharedLayer(RMSNorm(config.dim, config.norm_eps), build_mixer(config), call))
+    return SharedStack(shared, layers)
 
 
 class Zamba2LanguageModel(LanguageModel):
-    """embedding -> `Zamba2Stack` -> norm -> head."""
+    """embedding -> Mamba-2 layers and what they share -> norm -> head."""
 
     family = "zamba2"
 
     def __init__(self, config: Zamba2Config):
-        super().__init__(config, Zamba2Stack(config))
+        super().__init__(config, _stack(config))
 
 
 # ---- published names -------------------------------------------------------------------------------------------------
 
-_OUTER = (("model.embed_tokens.", "embedding."), ("model.final_layernorm.", "norm."), ("lm_head.", "head."))
-_SHARED = (
-    ("self_attn.o_proj.", "mixer.output_projection."),
-    ("feed_forward.gate_up_proj.", "channel_mixer.input_projection."),
-    ("feed_forward.down_proj.", "channel_mixer.output_projection."),
-    ("input_layernorm.", "norm."),
-    ("pre_ff_layernorm.", "channel_norm."),
-)
+_SHARED = (*SHARED_NAMES, ("feed_forward.gate_up_proj.", "channel_mixer.input_projection."))
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _ADAPTERS = {
     "self_attn.linear_q_adapter_list": ("attention_adapter", 0),
@@ -238,12 +117,6 @@ _ADAPTERS = {
     "self_attn.linear_v_adapter_list": ("attention_adapter", 2),
     "feed_forward.gate_up_proj_adapter_list": ("mlp_adapter", 0),
 }
-
-
-def _swap_halves(tensor: Tensor) -> Tensor:
-    """Published gated MLPs give the gate first, ours the value."""
-    first, second = tensor.chunk(2)
-    return torch.cat([second, first])
 
 
 def _swaps(name: str) -> bool:
@@ -257,7 +130,7 @@ def from_published(tensors: Tensors, config: Any) -> Tensors:
     shared: dict[int, Tensors] = {}
     for name, tensor in tensors.items():
         if not name.startswith("model.layers."):
-            ours.update(rename({name: tensor}, _OUTER))
+            ours.update(rename({name: tensor}, OUTER))
             continue
         index, rest = name.removeprefix("model.layers.").split(".", 1)
         rest = rest.removeprefix("mamba_decoder.")
@@ -274,7 +147,7 @@ def from_published(tensors: Tensors, config: Any) -> Tensors:
                 kind, part = adapter
                 own = f"{kind}.parts.{part}.{leaf}"
                 target = f"stack.blocks.{calls[int(call)]}.call.{own}"
-                ours[target] = _swap_halves(tensor) if _swaps(own) else tensor
+                ours[target] = swap_halves(tensor) if _swaps(own) else tensor
             else:
                 shared.setdefault(calls.index(int(index)) % config.shared_blocks, {})[rest] = tensor
         else:
@@ -285,7 +158,7 @@ def from_published(tensors: Tensors, config: Any) -> Tensors:
             )
     for number, block in shared.items():
         block = rename(fuse(block, _QKV, "mixer.input_projection"), _SHARED)
-        block = {name: _swap_halves(t) if _swaps(name) else t for name, t in block.items()}
+        block = {name: swap_halves(t) if _swaps(name) else t for name, t in block.items()}
         ours.update(add_prefix(block, f"stack.shared.{number}."))
     return ours
 
@@ -298,14 +171,14 @@ def to_published(tensors: Tensors, config: Any) -> Tensors:
     shared: dict[int, Tensors] = {}
     for number in range(config.shared_blocks):
         block = split_prefix(tensors, f"stack.shared.{number}.")[0]
-        block = {name: _swap_halves(t) if _swaps(name) else t for name, t in block.items()}
+        block = {name: swap_halves(t) if _swaps(name) else t for name, t in block.items()}
         block = split(block, "mixer.input_projection", _QKV, (head_dim * config.heads, kv, kv))
         shared[number] = rename(block, _SHARED, back=True)
     for call, index in enumerate(calls):
         own = split_prefix(tensors, f"stack.blocks.{index}.call.")[0]
         for module, (kind, part) in _ADAPTERS.items():
             for name, tensor in split_prefix(own, f"{kind}.parts.{part}.")[0].items():
-                tensor = _swap_halves(tensor) if _swaps(f"{kind}.parts.{part}.{name}") else tensor
+                tensor = swap_halves(tensor) if _swaps(f"{kind}.parts.{part}.{name}") else tensor
                 shared[call % config.shared_blocks][f"{module}.{call}.{name}"] = tensor
     published: Tensors = {}
     for layer in range(config.depth):
@@ -320,7 +193,7 @@ def to_published(tensors: Tensors, config: Any) -> Tensors:
             number = calls.index(layer) % config.shared_blocks
             published.update(add_prefix(shared[number], f"{prefix}shared_transformer."))
     outer = {name: t for name, t in tensors.items() if not name.startswith("stack.")}
-    return published | rename(outer, _OUTER, back=True)
+    return published | rename(outer, OUTER, back=True)
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -14,7 +14,6 @@ from torch import Tensor
 from statescan.kernels import cpu_route_scan
 from statescan.ops import _checks as checks
 from statescan.ops._dispatch import (
-    LIBRARY,
     Implementation,
     Operator,
     cpu_accepts,
@@ -22,6 +21,7 @@ from statescan.ops._dispatch import (
     triton_accepts,
     triton_implementation,
 )
+from statescan.ops._registration import define
 from statescan.ops._selective_scan import selective_scan_reference
 
 
@@ -59,6 +59,7 @@ def route_scan(
 
     Returns:
         y (batch, cells, walks, channels), typed as x; zero where a walk never came. Gradients in every floating input.
+        In float64 it runs step by step.
 
     Raises:
         ValueError: a shape does not fit, or A holds NaN.
@@ -160,17 +161,13 @@ _ARGUMENTS = (
     "Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias, Tensor order, "
     "bool delta_softplus, bool save_states"
 )
-LIBRARY.define(f"route_scan({_ARGUMENTS}) -> (Tensor y, Tensor states)")
-LIBRARY.define(
-    f"route_scan_backward(Tensor grad_y, Tensor states, {_ARGUMENTS}) -> "
-    "(Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor delta_bias)"
-)
 _INPUTS = 7  # the leading arguments that have a gradient
 
 OPERATOR = register(Operator("route_scan", _bind))
 
 
-def _check_values(x: Tensor, A: Tensor, order: Tensor) -> None:
+def _check_values(*args: Any) -> None:
+    x, A, order = args[0], args[2], args[7]
     checks.no_nan("route_scan", "A", A)
     if order.numel() and order.device.type == "cpu":
         least, most = (int(v) for v in order.aminmax())
@@ -178,24 +175,6 @@ def _check_values(x: Tensor, A: Tensor, order: Tensor) -> None:
             raise ValueError(
                 f"route_scan: order holds cells from 0 to {x.shape[1] - 1} and -1 for padding, got {least} to {most}"
             )
-
-
-def _run(*args: Any) -> tuple[Tensor, Tensor]:
-    _check_values(args[0], args[2], args[7])
-    return OPERATOR.choose(*args).forward(*args)
-
-
-def _run_backward(grad_y: Tensor, states: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    backward = OPERATOR.choose(*args).backward
-    assert backward is not None
-    gradients = backward(grad_y, states, *args)
-    # Compiled code counts on the strides that the fake announced.
-    x, *rest = (args[0].new_empty(0) if g is None else g for g in gradients)
-    delta, *others = rest
-    laid = torch.empty_like(cpu_route_scan.walk_rows(args[1]), device="meta")
-    if delta.stride() != laid.stride():
-        delta = torch.empty_strided(laid.shape, laid.stride(), dtype=delta.dtype, device=delta.device).copy_(delta)
-    return x.contiguous(), delta, *(g.contiguous() for g in others)
 
 
 def _fake(*args: Any) -> tuple[Tensor, Tensor]:
@@ -206,33 +185,16 @@ def _fake(*args: Any) -> tuple[Tensor, Tensor]:
     return y, A.new_empty(checkpoints if saves else 0, states, channels)
 
 
-def _fake_backward(grad_y: Tensor, states: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    x, delta = args[:2]
-    found = [
-        x.new_empty(0) if t is None else torch.empty_like(t, memory_format=torch.contiguous_format)
-        for t in args[:_INPUTS]
-    ]
-    found[1] = torch.empty_like(cpu_route_scan.walk_rows(delta))
-    return tuple(found)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:8], output[1])
-    ctx.options = inputs[8:]
-
-
-def _differentiate(ctx: Any, grad_y: Tensor, _: Any) -> tuple[Any, ...]:
-    *tensors, states = ctx.saved_tensors
-    gradients = torch.ops.statescan.route_scan_backward(grad_y, states, *tensors, *ctx.options)
-    present = [g if t is not None else None for g, t in zip(gradients, tensors, strict=False)]
-    return (*present, None, None, None)
-
-
-LIBRARY.impl("route_scan", _run, "CompositeExplicitAutograd")
-LIBRARY.impl("route_scan_backward", _run_backward, "CompositeExplicitAutograd")
-torch.library.register_fake("statescan::route_scan", _fake, lib=LIBRARY)
-torch.library.register_fake("statescan::route_scan_backward", _fake_backward, lib=LIBRARY)
-torch.library.register_autograd("statescan::route_scan", _differentiate, setup_context=_save, lib=LIBRARY)
+define(
+    OPERATOR,
+    _ARGUMENTS,
+    inputs=_INPUTS,
+    outputs=1,
+    fake=_fake,
+    check=_check_values,
+    saves=True,
+    layouts={1: lambda delta: torch.empty_like(cpu_route_scan.walk_rows(delta))},  # steps may lie walk after walk
+)
 
 
 # ---- implementations ---------------------------------------------------------------------------------------

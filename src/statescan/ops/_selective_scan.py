@@ -16,7 +16,6 @@ from torch import Tensor
 from statescan.kernels import cpu_selective_scan
 from statescan.ops import _checks as checks
 from statescan.ops._dispatch import (
-    LIBRARY,
     Implementation,
     Operator,
     cpu_accepts,
@@ -24,6 +23,7 @@ from statescan.ops._dispatch import (
     triton_accepts,
     triton_implementation,
 )
+from statescan.ops._registration import define
 
 
 def selective_scan(
@@ -253,12 +253,6 @@ _ARGUMENTS = (
     "Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
     "Tensor? delta_bias, Tensor? initial_state, Tensor? resets, Tensor? offsets, bool delta_softplus, bool save_states"
 )
-LIBRARY.define(f"selective_scan({_ARGUMENTS}) -> (Tensor y, Tensor last_state, Tensor states)")
-LIBRARY.define(
-    f"selective_scan_backward(Tensor? grad_y, Tensor? grad_last_state, Tensor states, {_ARGUMENTS}) -> "
-    "(Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor z, Tensor delta_bias, "
-    "Tensor initial_state)"
-)
 _INPUTS = 9  # the leading arguments that have a gradient
 
 OPERATOR = register(Operator("selective_scan", _bind))
@@ -268,21 +262,9 @@ def _sequences(x: Tensor, offsets: Tensor | None) -> int:
     return x.shape[0] if offsets is None else offsets.shape[0] - 1
 
 
-def _run(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    x, A, offsets = args[0], args[2], args[10]
-    checks.no_nan("selective_scan", "A", A)
-    checks.offsets_values("selective_scan", offsets, x.shape[1])
-    return OPERATOR.choose(*args).forward(*args)
-
-
-def _run_backward(
-    grad_y: Tensor | None, grad_last_state: Tensor | None, states: Tensor, *args: Any
-) -> tuple[Tensor, ...]:
-    backward = OPERATOR.choose(*args).backward
-    assert backward is not None
-    gradients = backward(grad_y, grad_last_state, states, *args)
-    # Compiled code counts on the strides that the fake announced.
-    return tuple(args[0].new_empty(0) if g is None else g.contiguous() for g in gradients)
+def _check_values(*args: Any) -> None:
+    checks.no_nan("selective_scan", "A", args[2])
+    checks.offsets_values("selective_scan", args[10], args[0].shape[1])
 
 
 def _fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -296,34 +278,7 @@ def _fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def _fake_backward(
-    grad_y: Tensor | None, grad_last_state: Tensor | None, states: Tensor, *args: Any
-) -> tuple[Tensor, ...]:
-    x = args[0]
-    return tuple(
-        x.new_empty(0) if t is None else torch.empty_like(t, memory_format=torch.contiguous_format)
-        for t in args[:_INPUTS]
-    )
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:11], output[2])
-    ctx.options = inputs[11:]
-
-
-def _differentiate(ctx: Any, grad_y: Tensor | None, grad_last_state: Tensor | None, _: Any) -> tuple[Any, ...]:
-    *tensors, states = ctx.saved_tensors
-    gradients = torch.ops.statescan.selective_scan_backward(grad_y, grad_last_state, states, *tensors, *ctx.options)
-    present = [g if t is not None else None for g, t in zip(gradients, tensors, strict=False)]
-    return (*present, None, None, None, None)
-
-
-LIBRARY.impl("selective_scan", _run, "CompositeExplicitAutograd")
-LIBRARY.impl("selective_scan_backward", _run_backward, "CompositeExplicitAutograd")
-torch.library.register_fake("statescan::selective_scan", _fake, lib=LIBRARY)
-torch.library.register_fake("statescan::selective_scan_backward", _fake_backward, lib=LIBRARY)
-torch.library.register_autograd("statescan::selective_scan", _differentiate, setup_context=_save, lib=LIBRARY)
+define(OPERATOR, _ARGUMENTS, inputs=_INPUTS, outputs=2, fake=_fake, check=_check_values, saves=True)
 
 
 # ---- reference ---------------------------------------------------------------------------------------------

@@ -2,16 +2,20 @@
 
 from statescan.tasks._run_folder import first_process
 from statescan.tasks._students import Student, image_flops, shrink
+from statescan.tasks.cubes import CubeTraining, classify_cube, draw_map, train_hyperspectral
 from statescan.tasks.evaluation import LanguageScore, evaluate_language
 from statescan.tasks.forecasting import ForecastResult, ForecastTraining, forecast_series, train_forecast
 from statescan.tasks.language import LanguageTraining, train_language
 from statescan.tasks.lra import LRATraining, train_lra
+from statescan.tasks.multimodal import MultimodalTraining, train_multimodal
 from statescan.tasks.progressive_distillation import DistillationResult, DistillationTraining, train_distillation
+from statescan.tasks.records import RecordAnswer, RecordTraining, classify_record, train_records
 from statescan.tasks.reinforcement import ReinforcementTraining, train_reinforcement
 from statescan.tasks.sequence import SequenceTraining, train_sequence
 from statescan.tasks.synthetic import SyntheticTraining, train_synthetic
 
 __all__ = [
+    "CubeTraining",
     "DistillationResult",
     "DistillationTraining",
     "ForecastResult",
@@ -19,10 +23,16 @@ __all__ = [
     "LRATraining",
     "LanguageScore",
     "LanguageTraining",
+    "MultimodalTraining",
+    "RecordAnswer",
+    "RecordTraining",
     "ReinforcementTraining",
     "SequenceTraining",
     "Student",
     "SyntheticTraining",
+    "classify_cube",
+    "classify_record",
+    "draw_map",
     "evaluate_language",
     "first_process",
     "forecast_series",
@@ -30,8 +40,11 @@ __all__ = [
     "shrink",
     "train_distillation",
     "train_forecast",
+    "train_hyperspectral",
     "train_language",
     "train_lra",
+    "train_multimodal",
+    "train_records",
     "train_reinforcement",
     "train_sequence",
     "train_synthetic",

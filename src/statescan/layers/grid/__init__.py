@@ -10,6 +10,7 @@ from statescan.layers.grid._gated_convolution import GatedConvolution
 from statescan.layers.grid._hidden_state_mixer import HiddenStateBlock, HiddenStateMixer
 from statescan.layers.grid._local_mamba import LocalMamba
 from statescan.layers.grid._local_scan import DIRECTIONS, LocalScan, WalkMixer, legacy_return, local_route
+from statescan.layers.grid._morphology import ConvolvedMorphology, Morphology, dilation, erosion
 from statescan.layers.grid._multi_head_scan import HEADS, GatedMultiHeadScan, MultiHeadScan
 from statescan.layers.grid._multiscale import MultiScaleSS2D
 from statescan.layers.grid._parts import (
@@ -74,6 +75,7 @@ __all__ = [
     "ConvolutionMLP",
     "ConvolutionNorm",
     "ConvolutionStem",
+    "ConvolvedMorphology",
     "DeformableAggregation",
     "DepthwiseMLP",
     "DirectionalSS2D",
@@ -93,6 +95,7 @@ __all__ = [
     "InvertedResidual",
     "LocalMamba",
     "LocalScan",
+    "Morphology",
     "MultiHeadScan",
     "MultiReceptiveMixer",
     "MultiScaleSS2D",
@@ -117,8 +120,10 @@ __all__ = [
     "deformable_aggregation",
     "depthwise",
     "depthwise_norm",
+    "dilation",
     "drop_path_rates",
     "embed_patches",
+    "erosion",
     "fold_norms",
     "grid_activation",
     "haar_filters",

@@ -47,17 +47,17 @@ def deformable_aggregation(values: Tensor, offsets: Tensor, *, groups: int, offs
     numbers = numbers.permute(0, 3, 1, 2, 4).flatten(0, 1)  # (batch x groups, height, width, 27)
     steps, weights = numbers.split([2 * _POINTS, _POINTS], -1)
     image = values.unflatten(-1, (groups, -1)).permute(0, 3, 4, 1, 2).flatten(0, 1)
-    row = torch.arange(height, device=values.device, dtype=values.dtype)[:, None]
-    column = torch.arange(width, device=values.device, dtype=values.dtype)
-    y = torch.zeros_like(image)
-    for point in range(_POINTS):
-        i, j = divmod(point, 3)
-        x_at = column + offset_scale * (i - 1 + steps[..., 2 * point])
-        y_at = row + offset_scale * (j - 1 + steps[..., 2 * point + 1])
-        # `grid_sample` has the first cell's middle at 1 / size - 1.
-        places = torch.stack([(2 * x_at + 1) / width - 1, (2 * y_at + 1) / height - 1], -1)
-        sampled = F.grid_sample(image, places, mode="bilinear", padding_mode="zeros", align_corners=False)
-        y = y + sampled * weights[..., point].unsqueeze(1)
+    like = {"device": values.device, "dtype": values.dtype}
+    row, column = torch.arange(height, **like)[:, None, None], torch.arange(width, **like)[:, None]
+    outer = torch.arange(_POINTS, device=values.device) // 3 - 1  # i; the inner one, j, runs fastest
+    inner = torch.arange(_POINTS, device=values.device) % 3 - 1
+    steps = steps.unflatten(-1, (_POINTS, 2))
+    x_at = column + offset_scale * (outer + steps[..., 0])  # (batch x groups, height, width, 9)
+    y_at = row + offset_scale * (inner + steps[..., 1])
+    # `grid_sample` has the first cell's middle at 1 / size - 1. All points at once, as rows of one tall grid.
+    places = torch.stack([(2 * x_at + 1) / width - 1, (2 * y_at + 1) / height - 1], -1).permute(0, 3, 1, 2, 4)
+    sampled = F.grid_sample(image, places.flatten(1, 2), mode="bilinear", padding_mode="zeros", align_corners=False)
+    y = (sampled.unflatten(2, (_POINTS, height)) * weights.permute(0, 3, 1, 2).unsqueeze(1)).sum(2)
     return y.unflatten(0, (batch, groups)).permute(0, 3, 4, 1, 2).flatten(3)
 
 

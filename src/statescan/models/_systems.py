@@ -423,6 +423,9 @@ _SYSTEMS = (
             "metrics and layer search of the published code",
             "blocks of neighbours equal to the whole matrix",
             "the published laws found again from noisy points",
+        ),
+    ),
+    System(
         "morp_mamba",
         "Spatial-Spectral Morphological Mamba for Hyperspectral Image Classification (Ahmad et al., 2025)",
         ("morp_mamba",),

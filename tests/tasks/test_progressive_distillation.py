@@ -246,6 +246,7 @@ def test_members_are_summed_and_can_be_left_out():
         (dict(tau=0.0), "tau, alpha, eta: positive, from 0 to 1, at least 0"),
         (dict(alpha=1.2), "tau, alpha, eta"),
         (dict(student_steps=0), "student_steps: expected at least 1"),
+        (dict(mixer="s4"), "image models have parts of their own in place of one"),
         (dict(devices=2), "one process trains a chain, got 2 and 1"),
         (dict(test_fraction=0.0), "test_fraction: expected a number between 0 and 1"),
         (dict(model="mamba_tiny"), "'mamba_tiny' reads no images; try --model vim_tiny"),

@@ -97,6 +97,8 @@ class DistillationTraining(TrainingSettings):
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.student_steps is not None and self.student_steps < 1:
             raise ValueError(f"student_steps: expected at least 1, got {self.student_steps}")
+        if self.mixer is not None:
+            raise ValueError("mixer: image models have parts of their own in place of one; leave --mixer out")
         if self.world_size > 1:
             raise ValueError(f"devices, nodes: one process trains a chain, got {self.devices} and {self.nodes}")
 
@@ -394,6 +396,7 @@ def draw_chain(path: Path, links: list[Link], teacher: float) -> str | None:
     """Accuracy against operations: of each student, of the sums, and of the teacher; None without matplotlib."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
     except ImportError:
         return None
     from statescan.tasks._picture import COLOURS
@@ -420,6 +423,9 @@ def draw_chain(path: Path, links: list[Link], teacher: float) -> str | None:
         place.annotate(str(number), (100 * link.chain_fraction, 100 * link.chain_accuracy), (0, 6), fontsize=8,
                        textcoords="offset points", ha="center")  # fmt: skip
     place.set_xscale("log")
+    place.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    place.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    place.xaxis.set_minor_formatter(NullFormatter())
     place.set_xlabel("operations of one image, % of the teacher's")
     place.set_ylabel("test accuracy, %")
     place.set_title("a chain of students, stopped after any of them")

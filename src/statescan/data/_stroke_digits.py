@@ -93,9 +93,9 @@ def _line(corners: list[tuple[float, float]], stream: np.random.Generator) -> np
 
 
 def _distance(points: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Distance of each point to the nearest piece."""
-    along = ends - starts
-    length = np.maximum((along**2).sum(-1), 1e-12)
-    offset = points[:, None] - starts
-    place = np.clip((offset * along).sum(-1) / length, 0, 1)
-    return np.sqrt(((offset - place[..., None] * along) ** 2).sum(-1).min(1))
+    """Distance of each point (points, 2) to the nearest piece."""
+    # Horizontal and vertical parts by themselves: many times faster than arrays of pairs.
+    x, y = (points[:, axis, None].astype(np.float32) - starts[:, axis].astype(np.float32) for axis in (0, 1))
+    across, down = ((ends - starts)[:, axis].astype(np.float32) for axis in (0, 1))
+    place = np.clip((x * across + y * down) / np.maximum(across**2 + down**2, np.float32(1e-12)), 0, 1)
+    return np.sqrt(((x - place * across) ** 2 + (y - place * down) ** 2).min(1))

@@ -1,5 +1,6 @@
 // What the vector units can do: the yardstick of benchmarks.
 #include "common.h"
+#include "math.h"
 
 namespace STATESCAN_LEVEL {
 namespace {
@@ -32,5 +33,28 @@ STATESCAN_EXPORT(int, multiply_adds)(int64_t rounds, int64_t* lanes, float* sink
 #endif
     for (int thread = 0; thread < threads; ++thread) total += chains(rounds);
     *sink = total;
+    return 0;
+}
+
+// Reads every byte once with all threads and does nothing else: the least time that a pass over weights can take.
+STATESCAN_EXPORT(int, read_memory)(const void* memory, int64_t bytes, void* sink, int threads) {
+    using namespace STATESCAN_LEVEL;
+    float total = 0;
+#pragma omp parallel num_threads(threads) reduction(+ : total) if (threads > 1)
+    {
+        int thread = 0, count = 1;
+#ifdef _OPENMP
+        thread = omp_get_thread_num();
+        count = omp_get_num_threads();
+#endif
+        const int64_t lines = bytes / 256;
+        const float* p = static_cast<const float*>(memory) + lines * thread / count * 64;
+        const float* end = static_cast<const float*>(memory) + lines * (thread + 1) / count * 64;
+        vfloat sums[4] = {};
+        for (; p < end; p += 64)
+            for (int i = 0; i < 64 / kLanes; ++i) sums[i % 4] += load(p + i * kLanes);
+        total += horizontal_sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    }
+    *static_cast<float*>(sink) = total;
     return 0;
 }

@@ -94,7 +94,7 @@ def _check(words):
         assert (ROOT / f"{place}.py").is_file() or (ROOT / place / "__main__.py").is_file(), words
     elif words[0] == "statescan" and len(words) > 1 and not words[1].startswith("-"):
         assert words[1] in cli.commands(), words
-        divided = ("train", "evaluate", "inspect", "classify")
+        divided = ("train", "evaluate", "inspect", "classify", "calibrate")
         subcommands = [word for word in words[2:3] if not word.startswith("-") and words[1] in divided]
         shown = _help(words[1], *subcommands)
         for flag in (word for word in words if word.startswith("--") and word != "--help"):

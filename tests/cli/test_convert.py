@@ -48,7 +48,9 @@ def test_shards_and_dtype(source, tmp_path):
     [
         (["SOURCE", "SOURCE"], "is the source; give another folder"),
         (["none", "TARGET"], "no folder 'none', and it is no hub id"),
-        (["SOURCE", "TARGET", "--to", "gguf"], "invalid choice 'gguf'"),
+        (["SOURCE", "TARGET", "--to", "onnx"], "invalid choice 'onnx'"),
+        (["SOURCE", "TARGET", "--to", "gguf"], "a GGUF file ends in .gguf, got"),
+        (["SOURCE", "TARGET", "--from", "gguf"], "from: a GGUF file ends in .gguf, got"),
         (["SOURCE", "TARGET", "--max-shard-megabytes", "0"], "max-shard-megabytes: at least 1, got 0"),
         (["SOURCE", "SOURCE/config.json"], "is a file; give a folder"),
     ],

@@ -131,3 +131,42 @@ def test_a_missing_model_is_named(capsys, tmp_path):
     status, _, err = run(capsys, tmp_path, "--prompt", "a")
     assert status == 2
     assert "has no config.json; is it the folder of a model?" in err
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--draft", "ngram"),
+        ("--draft", "ngram", "--draft-tree", "dynamic", "--draft-nodes", 6),
+        ("--draft", "FOLDER", "--draft-tree", "static", "--draft-branching", 2, 1),
+        ("--draft", "FOLDER", "--draft-tree", "dynamic", "--draft-depth", 3),
+    ],
+    ids=str,
+)
+def test_a_draft_changes_nothing_but_the_time(folder, capsys, flags):
+    flags = [folder if flag == "FOLDER" else flag for flag in flags]
+    arguments = ("--prompt", "ababab", "--max-new-tokens", 12, "--seed", 3, "--temperature", 0.7)
+    status, out, _ = run(capsys, folder, *arguments, *flags)
+    assert status == 0
+    assert out == expected("ababab", max_new_tokens=12, seed=3, temperature=0.7) + "\n"
+
+
+def test_a_draft_accepted_in_rounds(folder, capsys):
+    flags = ("--draft", folder, "--acceptance", "rounds", "--seed", 3, "--json", "--max-new-tokens", 12)
+    status, out, _ = run(capsys, folder, "--prompt", "ab", *flags)
+    assert status == 0
+    assert len(json.loads(out)[0]["tokens"]) == 12
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--draft", "ngram", "--acceptance", "rounds"), "rounds needs a draft that is a model"),
+        (("--draft", "nowhere"), "nowhere"),
+        (("--draft", "ngram", "--draft-depth", 0), "depth: at least 1, got 0"),
+    ],
+)
+def test_drafts_that_cannot_be(folder, capsys, flags, message):
+    status, _, error = run(capsys, folder, "--prompt", "ab", *flags)
+    assert status == 2
+    assert message in error

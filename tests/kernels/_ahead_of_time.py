@@ -237,6 +237,22 @@ def call_steps(dtype: torch.dtype, kind: torch.dtype) -> None:
         ssd_step.forward(state, x, delta, A, B, C, A, z)
 
 
+def call_tree_scan(dtype: torch.dtype, *, nodes: int, heads: int = 24, columns: int = 64, states: int = 128) -> None:
+    from statescan.kernels.triton import tree_scan as kernels
+
+    wide = torch.float32
+    kernels.forward(
+        empty(2, nodes, heads, columns, dtype=dtype),
+        empty(2, nodes, heads, dtype=wide),
+        empty(heads, dtype=wide),
+        empty(2, nodes, 1, states, dtype=dtype),
+        empty(2, nodes, 1, states, dtype=dtype),
+        empty(heads, dtype=wide),
+        empty(2, heads, columns, states, dtype=wide),
+        torch.ones(nodes, nodes, dtype=torch.bool).tril(),
+    )
+
+
 def call_kernel_products(rows: int, *, heads: int = 256, states: int = 32, count: int = 4096) -> None:
     from statescan.kernels.triton import cauchy, vandermonde
 
@@ -258,6 +274,7 @@ def calls(every: bool) -> None:
     call_linear_scan(complex64, resets=False, packed=True, serial=True)
     call_gated_rms_norm(bfloat16, group_size=4096, norm_before_gate=False)
     call_steps(bfloat16, float32)
+    call_tree_scan(bfloat16, nodes=16)
     call_kernel_products(4)
     if not every:
         return
@@ -275,6 +292,8 @@ def calls(every: bool) -> None:
         call_causal_conv1d(dtype, resets=False, packed=True)
         call_gated_rms_norm(dtype, group_size=64, norm_before_gate=True)
         call_steps(dtype, complex64)
+        call_tree_scan(dtype, nodes=128)
+    call_tree_scan(float32, nodes=1, heads=1, columns=1, states=1)
     call_kernel_products(1)
     call_kernel_products(40, heads=3, states=5, count=777)
     # Triton compiles a size of 1 as a constant, which takes other ways through the compiler.

@@ -19,6 +19,7 @@ from tests.ops import test_route_scan as route
 from tests.ops import test_selective_scan as scan
 from tests.ops import test_selective_state_step as scan_step
 from tests.ops import test_ssd as ssd
+from tests.ops import test_tree_scan as tree
 from tests.ops._cases import FLOAT32, HALF, cast, check_against_reference, random
 
 MODULES = {
@@ -28,6 +29,7 @@ MODULES = {
     "causal_conv1d": conv,
     "linear_scan": linear,
     "gated_rms_norm": norm,
+    "tree_scan": tree,
 }
 
 #: What half precision stores; parameters and states stay float32.
@@ -37,6 +39,7 @@ NARROW = {
     "ssd": ("x", "z", "B", "C"),
     "causal_conv1d": ("x", "weight", "bias", "initial_state"),
     "gated_rms_norm": ("x", "weight", "gate"),
+    "tree_scan": ("x", "z", "B", "C"),
 }
 
 
@@ -131,6 +134,11 @@ CASES = {
     ("linear_scan", "length 1"): dict(length=1, state=False),
     ("linear_scan", "length 0"): dict(length=0),
     ("linear_scan", "batch 0"): dict(batch=0),
+    ("tree_scan", "every option"): dict(),
+    ("tree_scan", "a tree a sequence"): dict(parents=tree.TWO, D="channel", groups=1, state_dim=19),
+    ("tree_scan", "plain"): dict(batch=1, extras=False, D=None, parents=ops.branching_tree((4, 3)), head_dim=17),
+    ("tree_scan", "one node"): dict(parents=torch.tensor([-1])),
+    ("tree_scan", "batch 0"): dict(batch=0),
 } | {("gated_rms_norm", case): made for case, made in norm.CASES.items()}
 
 #: For a GPU only: what takes the interpreter too long.
@@ -155,6 +163,8 @@ LARGE = {
     ("causal_conv1d", "large, wide"): dict(batch=4, length=1000, channels=1536, state=3, activation="silu"),
     ("linear_scan", "large, long"): dict(batch=2, length=3000, channels=100),
     ("linear_scan", "large, complex"): dict(batch=2, length=1000, channels=100, complex_valued=True, reverse=True),
+    ("tree_scan", "large"): dict(parents=ops.complete_tree(2, 63), heads=24, head_dim=64, groups=1, state_dim=128),
+    ("tree_scan", "large, many nodes"): dict(parents=ops.complete_tree(3, 128), heads=4, head_dim=64, state_dim=64),
     ("gated_rms_norm", "large, wide"): norm.arguments(500, 5120),
     ("gated_rms_norm", "large, groups"): norm.arguments(500, 4096, group_size=512),
 }
@@ -287,6 +297,7 @@ def test_cases_of_the_operators_own_tests(operator, case, device):
         ("ssd", "one group"),
         ("causal_conv1d", "silu"),
         ("gated_rms_norm", "gate first"),
+        ("tree_scan", "every option"),
     ],
 )
 def test_half_precision(operator, case, dtype, device):

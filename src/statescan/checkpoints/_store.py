@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from statescan import __version__, models
+from statescan.checkpoints import _gguf
 from statescan.checkpoints._files import Tensors, read_json, read_tensors, write_json, write_pickle, write_tensors
 from statescan.checkpoints._folder import CONFIG, TOKENIZER_FILES, new_folder
 from statescan.checkpoints._hub import is_hub_id, locate
@@ -42,12 +43,17 @@ def save(
     Arguments:
         model: one of ours.
         path: the folder; a checkpoint that is there is replaced when all is written.
-        layout: ``statescan``, ``state-spaces`` (pytorch_model.bin under the published names), or ``huggingface``.
+        layout: ``statescan``, ``state-spaces`` (pytorch_model.bin under the published names), ``huggingface``, or ``gguf``
+            (a file that ends in ``.gguf``, for Mamba and Mamba-2).
         tokenizer: saved beside it; None leaves one that lies there.
 
     Raises:
         ValueError: an unknown layout, or one that the model has no form in; a place that cannot be written.
     """
+    if layout == "gguf":
+        kind = _dtype_name(model)
+        _gguf.write(model, path, dtype=kind if kind in _gguf.TYPES else "float32")
+        return
     config, tensors = _export(model, layout)
     with new_folder(path) as folder:
         _write(config, tensors, folder, layout, max_shard_bytes)
@@ -82,7 +88,7 @@ def _export(model: Any, layout: str) -> tuple[dict[str, Any], Tensors]:
             name.replace("backbone.embedding.", "backbone.embeddings."): tensor for name, tensor in published.items()
         }
         return written | {"torch_dtype": _dtype_name(model)}, renamed
-    raise ValueError(f"layout: unknown {layout!r}; known: statescan, state-spaces, huggingface")
+    raise ValueError(f"layout: unknown {layout!r}; known: statescan, state-spaces, huggingface, gguf")
 
 
 def _dtype_name(model: Any) -> str:
@@ -97,10 +103,10 @@ def load(
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> Any:
-    """Load a model from a folder of any layout, or from the Hugging Face hub by its id.
+    """Load a model from a folder of any layout, a GGUF file, or from the Hugging Face hub by its id.
 
     Arguments:
-        path: a folder with config.json and weights, or ``owner/name``.
+        path: a folder with config.json and weights, a file that ends in ``.gguf``, or ``owner/name``.
         dtype: of the weights: None is float32; ``"auto"`` as they are in the file; a half-precision type leaves A_log, D
             and delta_bias in float32, which decide the timescales.
         device: where to put them.
@@ -115,6 +121,8 @@ def load(
             tensors that do not fit the config (each named).
     """
     chosen = _check_dtype(dtype)
+    if _gguf.is_gguf(path):
+        return _load_gguf(path, chosen, device)
     folder = locate(path, revision=revision, local_files_only=local_files_only)
     layout, config = _describe(folder)
     tensors = read_tensors(folder)
@@ -126,6 +134,15 @@ def load(
     translated = _translate(model, tensors)
     _allocate(model, translated, chosen, torch.device(device or "cpu"))
     models.fill_tensors(model, translated)
+    return model.eval()
+
+
+def _load_gguf(path: str | os.PathLike[str], dtype: torch.dtype | None, device: torch.device | str | None) -> Any:
+    family, config, tensors = _gguf.read(path)
+    model = _skeleton(family, config)
+    models.check_tensors(model, tensors)
+    _allocate(model, tensors, dtype, torch.device(device or "cpu"))
+    models.fill_tensors(model, tensors)
     return model.eval()
 
 
@@ -228,7 +245,9 @@ def _variant_beside(place: Path, tensors: Tensors) -> str:
 
 
 def detect(path: str | os.PathLike[str]) -> str:
-    """The layout of a checkpoint's folder: ``statescan``, ``state-spaces`` or a Hugging Face model type."""
+    """The layout of a checkpoint: ``statescan``, ``state-spaces``, a Hugging Face model type, or ``gguf``."""
+    if _gguf.is_gguf(path):
+        return "gguf"
     return _describe(locate(path))[0]
 
 
@@ -242,9 +261,20 @@ def convert(
 ) -> str:
     """Load a checkpoint of any layout and save it in another. Gives the source's layout.
 
-    What lies beside the weights goes with them: its tokenizer, the settings of generation.
+    What lies beside the weights goes with them: its tokenizer, the settings of generation. With layout ``gguf`` the
+    target is a file that ends in ``.gguf``, and `dtype` may also be ``q8_0`` or ``q4_0`` (``auto`` is as the model is).
     """
+    if layout != "gguf" and dtype in ("q8_0", "q4_0"):
+        raise ValueError(f"dtype: {dtype} is a type of GGUF files only")
+    if _gguf.is_gguf(source):
+        return _convert_from_gguf(source, target, layout=layout, dtype=dtype, max_shard_bytes=max_shard_bytes)
     folder = locate(source)
+    if layout == "gguf":
+        model = load(folder, dtype="auto")
+        own = "float32" if dtype in (None, "auto") and _dtype_name(model) not in _gguf.TYPES else _dtype_name(model)
+        chosen = own if dtype in (None, "auto") else str(dtype).removeprefix("torch.")
+        _gguf.write(model, target, dtype=chosen, beside=folder)
+        return _describe(folder)[0]
     if Path(target).exists() and Path(target).resolve() == folder.resolve():
         raise ValueError(f"target: {str(target)!r} is the source; give another folder")
     found, given = _describe(folder)
@@ -256,6 +286,26 @@ def convert(
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, fresh / name)
     return found
+
+
+def _convert_from_gguf(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    layout: str,
+    dtype: torch.dtype | str | None,
+    max_shard_bytes: int,
+) -> str:
+    if layout == "gguf":
+        chosen = "float32" if dtype in (None, "auto") else str(dtype).removeprefix("torch.")
+        _gguf.write(load(source), target, dtype=chosen)
+        return "gguf"
+    config, tensors = _export(load(source, dtype=None if dtype == "auto" else dtype), layout)
+    with new_folder(target) as fresh:
+        _write(config, tensors, fresh, layout, max_shard_bytes)
+        for name, text in _gguf.tokenizer_files(source).items():
+            (fresh / name).write_text(text)
+    return "gguf"
 
 
 def _describe(folder: Path) -> tuple[str, dict[str, Any]]:

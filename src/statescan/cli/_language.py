@@ -21,6 +21,16 @@ def load(model: str, tokenizer: str | None, *, device: str | None) -> tuple[Any,
     return loaded, chosen
 
 
+def long_context(name: str | None, model: str, *, decay_threshold: float) -> Any:
+    """The filter of a calibration: beside the model (``auto``) or in a file; None where there is to be none."""
+    if name is None:
+        return None
+    from statescan import checkpoints, generation
+
+    table = generation.LongContextTable.load(checkpoints.locate(model) if name == "auto" else name)
+    return generation.LongContext(table, decay_threshold=decay_threshold)
+
+
 def read_prompt(path: Path) -> str:
     """The text of a file, or of the standard input where the path is ``-``."""
     from statescan.data import read_text

@@ -26,6 +26,8 @@ def language(
     stride: int | None = None,
     chunk: int = 2048,
     batch_size: int = 8,
+    long_context: str | None = None,
+    decay_threshold: float = 0.05,
     device: str | None = None,
     json: bool = False,
 ) -> None:
@@ -46,6 +48,9 @@ def language(
         stride: tokens by which windows move on; by default half a window.
         chunk: tokens read at a time (stateful).
         batch_size: windows read at a time (strided).
+        long_context: filter tokens as for a text far beyond the training length: auto for the calibration beside the
+            model (`statescan calibrate longmamba`), or its file.
+        decay_threshold: with it, channels are filtered of whose state more than this is left after the training length.
         device: such as cpu or cuda:0; by default a GPU if there is one.
         json: print data instead of a table.
     """
@@ -64,6 +69,7 @@ def language(
         stride=stride,
         chunk=chunk,
         batch_size=batch_size,
+        long_context=_language.long_context(long_context, model, decay_threshold=decay_threshold),
         progress=True,
     )
     if json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -26,7 +26,16 @@ def run(
     state: Path | None = None,
     save_state: Path | None = None,
     prefill_chunk: int = 2048,
+    draft: str | None = None,
+    draft_tree: Literal["chain", "static", "dynamic"] = "chain",
+    draft_depth: int = 4,
+    draft_branching: tuple[int, ...] = (3, 2, 1),
+    draft_nodes: int = 16,
+    acceptance: Literal["matching", "rounds"] = "matching",
+    long_context: str | None = None,
+    decay_threshold: float = 0.05,
     device: str | None = None,
+    native: Literal["auto", "off", "float32", "bfloat16", "int8", "int4"] = "auto",
     json: bool = False,
 ) -> None:
     r"""Continue a text with a language model.
@@ -38,6 +47,8 @@ def run(
       statescan generate runs/book --prompt "In the beginning" --temperature 0.8 --top-p 0.95
 
       statescan generate runs/book --prompt-file chapter.txt --max-new-tokens 2000 --save-state chapter.safetensors
+
+      statescan generate runs/book --prompt "Once upon a time" --draft ngram --draft-tree dynamic
 
       statescan generate runs/book --state chapter.safetensors --prompt " And then" --stop "\n\n" --json
 
@@ -57,7 +68,21 @@ def run(
         state: go on from what --save-state wrote.
         save_state: write where the continuation can go on to this file.
         prefill_chunk: tokens of a prompt read at a time.
+        draft: guess tokens, for the model to verify several at a time: ngram looks them up in the text so far, else a
+            folder, file or hub id of a smaller model with the same tokenizer. The text is the same as without.
+        draft_tree: one guess, a tree of the shape of --draft-branching, or a tree of the most probable guesses (with
+            ngram: the continuations of the latest occurrences, as many as --draft-branching has leaves).
+        draft_depth: tokens of a guess (chain, dynamic).
+        draft_branching: guesses for the first, second, … token (static).
+        draft_nodes: tokens of a dynamic tree.
+        acceptance: accept guesses that are the tokens the model draws, or (static, chain) by the ratio of probabilities:
+            as good a sample of the model, but another text than without a draft.
+        long_context: filter tokens of a prompt far beyond the training length: auto for the calibration beside the model
+            (`statescan calibrate longmamba`), or its file.
+        decay_threshold: with it, channels are filtered of whose state more than this is left after the training length.
         device: such as cpu or cuda:0; by default a GPU if there is one.
+        native: the CPU's decode engine: auto uses it where it knows the model, with weights as they are; a type packs
+            them so and refuses what it does not know; off leaves the model to PyTorch.
         json: print data instead of text.
     """
     from statescan import generation
@@ -70,6 +95,11 @@ def run(
     if save_state is not None and len(texts) > 1:
         raise ValueError(f"save-state: it holds one continuation, but {len(texts)} prompts were given")
     loaded, chosen = _language.load(model, tokenizer, device=device)
+    steered = next((flag for flag, on in (("draft", draft), ("long-context", long_context)) if on is not None), None)
+    if steered and native not in ("auto", "off"):
+        raise ValueError(f"native: the decode engine takes no --{steered}; give --native off, or leave --{steered} out")
+    if native != "off" and not steered and (native != "auto" or not generation.native_reason(loaded)):
+        loaded = generation.compile_for_generation(loaded, None if native == "auto" else native, release=True)
     settings: dict[str, Any] = dict(
         tokenizer=chosen,
         max_new_tokens=max_new_tokens,
@@ -83,6 +113,12 @@ def run(
         state=before,
         prefill_chunk=prefill_chunk,
     )
+    filtering = _language.long_context(long_context, model, decay_threshold=decay_threshold)
+    settings |= dict(acceptance=acceptance, long_context=filtering)
+    if draft is not None:
+        settings["draft"] = _draft(
+            draft, draft_tree, draft_depth, draft_branching, draft_nodes, acceptance, device=device
+        )
     if len(texts) <= 1 and not json:
         pieces = generation.stream(loaded, texts or None, **settings)
         for piece in pieces:
@@ -105,3 +141,32 @@ def run(
         return
     for text, result in zip(texts, results, strict=True):
         sys.stdout.write(f"{text}{result.text}\n\n")
+
+
+def _draft(
+    name: str,
+    tree: Literal["chain", "static", "dynamic"],
+    depth: int,
+    branching: tuple[int, ...],
+    nodes: int,
+    acceptance: str,
+    *,
+    device: str | None,
+) -> Any:
+    """What the flags say of guesses."""
+    import math
+
+    from statescan import checkpoints, generation
+    from statescan.cli import _language
+
+    if name == "ngram":
+        if acceptance == "rounds":
+            raise ValueError("acceptance: rounds needs a draft that is a model; --draft ngram takes matching")
+        if tree == "chain":
+            return generation.NGramDraft(depth=depth)
+        depth = len(branching) if tree == "static" else depth
+        return generation.NGramDraft(depth=depth, branches=math.prod(branching), nodes=nodes)
+    model = checkpoints.load(checkpoints.locate(name), device=_language.device_of(device))
+    return generation.ModelDraft(
+        model, tree=tree, depth=depth, branching=branching, nodes=nodes, drawn=acceptance == "rounds"
+    )

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from statescan.checkpoints import check_tokenizer
-from statescan.generation._prefill import Batching, prefill
+from statescan.generation._native import CompiledModel, Session
+from statescan.generation._prefill import BATCHINGS, Batching, prefill
 from statescan.generation._progress import progress_bar
 from statescan.generation._prompts import Prompts, Stop, encode_prompts, split_stops, spread_seeds
 from statescan.generation._sampling import SamplingConfig, next_tokens
 from statescan.generation._session import GenerationState, pad_recent, unpad
 from statescan.generation._text import CONTEXT, TextStream, Tokenizer
 from statescan.layers import State
+
+if TYPE_CHECKING:
+    from statescan.generation._drafts import Draft
+    from statescan.generation._long_context import LongContext
+    from statescan.generation._speculative import Acceptance
 
 FinishReason = Literal["length", "stop"]
 
@@ -66,6 +73,7 @@ class _Sequence:
     remaining: int
     recent: deque[int]
     text: TextStream | None
+    length: int = 0  # tokens of its prompt
 
 
 class Stream(Iterator[Piece]):
@@ -85,11 +93,13 @@ class Stream(Iterator[Piece]):
         prefill_chunk: int,
         batching: Batching,
         keep_states: bool,
+        long_context: LongContext | None = None,
     ) -> None:
         self._model = model
         self._running = sequences
         self._prompts: list[list[int]] | None = prompts
         self._state = state
+        self._session: Session | None = None  # of a compiled model, in the state's place
         self._seen = seen
         self._vocabulary = vocabulary
         self._sampling = sampling
@@ -97,6 +107,7 @@ class Stream(Iterator[Piece]):
         self._prefill_chunk = prefill_chunk
         self._batching: Batching = batching
         self._keep_states = keep_states
+        self._long_context = long_context
         self._last = torch.empty(0, dtype=torch.int64)
         self._leaving: list[int] = []
         self._finished: dict[int, GenerationState] = {}
@@ -132,17 +143,17 @@ class Stream(Iterator[Piece]):
 
     def _advance(self) -> None:
         """One step for every running sequence."""
-        if self._prompts is not None:
-            logits, self._state = prefill(
-                self._model,
-                self._prompts,
-                self._state,
-                chunk=self._prefill_chunk,
-                batching=self._batching,
-            )
+        if self._prompts is not None and isinstance(self._model, CompiledModel):
+            logits, self._session = self._model.begin(self._prompts, self._state, chunk=self._prefill_chunk)
+            self._prompts = self._state = None
+        elif self._session is not None:
+            logits = self._session.step(self._last)
+        elif self._prompts is not None:
+            logits, self._state = self._read(self._prompts)
             self._prompts = None
         else:
-            logits, self._state = self._model.step(self._last, self._state)
+            with self._filtered(self._running):
+                logits, self._state = self._model.step(self._last, self._state)
         self._last = next_tokens(
             logits[:, : self._vocabulary],  # an embedding may be padded with rows that stand for nothing
             self._sampling,
@@ -158,6 +169,26 @@ class Stream(Iterator[Piece]):
             self._pieces.append(piece)
             if piece.finish_reason is not None:
                 self._leaving.append(row)
+
+    def _read(self, prompts: list[list[int]]) -> tuple[Tensor, State]:
+        """Logits after the prompts, and the state; with filters for their lengths, each prompt by itself."""
+        options: dict[str, Any] = dict(chunk=self._prefill_chunk, batching=self._batching)
+        if self._long_context is None:
+            return prefill(self._model, prompts, self._state, **options)
+        logits, states = [], []
+        for row, (prompt, sequence) in enumerate(zip(prompts, self._running, strict=True)):
+            before = None if self._state is None else self._state.select([row])
+            with self._long_context.applied(self._model, [sequence.length]):
+                found, after = prefill(self._model, [prompt], before, **options)
+            logits.append(found)
+            states.append(after)
+        return torch.cat(logits), State.concatenate(states)
+
+    def _filtered(self, sequences: Sequence[_Sequence]) -> contextlib.AbstractContextManager[None]:
+        """While tokens of these sequences are generated, the filters that were in force for their prompts."""
+        if self._long_context is None or not self._long_context.generation:
+            return contextlib.nullcontext()
+        return self._long_context.applied(self._model, [sequence.length for sequence in sequences])
 
     def _accept(self, sequence: _Sequence, token: int) -> Piece:
         """Count a new token in, and see whether it ends the sequence."""
@@ -190,22 +221,29 @@ class Stream(Iterator[Piece]):
         self._running = [self._running[row] for row in stay]
         self._leaving = []
         if not stay:
-            self._state = None
+            self._state = self._session = None
             return
         rows = torch.tensor(stay, device=self._last.device)
-        assert self._state is not None
         with torch.inference_mode():
-            self._state = self._state.select(rows)
+            if self._session is not None:
+                self._session = self._session.select(rows)
+            else:
+                assert self._state is not None
+                self._state = self._state.select(rows)
             self._last = self._last[rows]
             self._seen = None if self._seen is None else self._seen[rows]
 
     def _snapshot(self, row: int) -> GenerationState:
         sequence = self._running[row]
         held = "" if sequence.text is None else sequence.text.held
-        assert self._state is not None
+        if self._session is not None:
+            model = self._session.state([row])
+        else:
+            assert self._state is not None
+            model = self._state.select(torch.tensor([row], device=self._last.device))
         # Cloned outside inference mode, so that the tensors may take part in training later.
         return GenerationState(
-            model=self._state.select(torch.tensor([row], device=self._last.device)).clone(),
+            model=model.clone(),
             last=self._last[row : row + 1].clone(),
             seeds=torch.tensor([sequence.seed]),
             drawn=torch.tensor([sequence.drawn]),
@@ -232,6 +270,9 @@ def stream(
     prefill_chunk: int = 2048,
     batching: Batching = "packed",
     keep_states: bool = False,
+    draft: Draft | None = None,
+    acceptance: Acceptance = "matching",
+    long_context: LongContext | None = None,
 ) -> Stream:
     """Continue prompts, handing out each token as it comes; see `generate` for the arguments.
 
@@ -246,6 +287,8 @@ def stream(
         raise TypeError(f"max_new_tokens: expected an int, got {max_new_tokens!r}")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
+    if isinstance(model, CompiledModel) and (prefill_chunk < 1 or batching not in BATCHINGS):
+        prefill(model, [[0]], chunk=prefill_chunk, batching=batching)  # which says what is wrong
     if prompts is None and state is None:
         raise ValueError("prompts: give prompts, or the state of a continuation to go on from")
     vocabulary = model.config.vocab_size
@@ -272,11 +315,17 @@ def stream(
         if tokenizer is not None:
             text = TextStream(tokenizer, stop=stop_strings, context=recent[index], held=held[index])
         sequences.append(
-            _Sequence(index, seeds[index], drawn[index], max_new_tokens, deque(recent[index], CONTEXT), text)
+            _Sequence(
+                index,
+                seeds[index],
+                drawn[index],
+                max_new_tokens,
+                deque(recent[index], CONTEXT),
+                text,
+                len(encoded[index]),
+            )
         )
-    return Stream(
-        model,
-        sequences,
+    options: dict[str, Any] = dict(
         prompts=encoded,
         state=None if state is None else state.model.to(device),
         seen=_seen(encoded, state, vocabulary, device) if repetition_penalty != 1 else None,
@@ -286,7 +335,13 @@ def stream(
         prefill_chunk=prefill_chunk,
         batching=batching,
         keep_states=keep_states or len(encoded) == 1,
+        long_context=long_context,
     )
+    if draft is None:
+        return Stream(model, sequences, **options)
+    from statescan.generation._speculative import SpeculativeStream
+
+    return SpeculativeStream(model, sequences, draft=draft, acceptance=acceptance, **options)
 
 
 def generate(
@@ -306,12 +361,16 @@ def generate(
     prefill_chunk: int = 2048,
     batching: Batching = "packed",
     keep_states: bool = False,
+    draft: Draft | None = None,
+    acceptance: Acceptance = "matching",
+    long_context: LongContext | None = None,
     progress: bool = False,
 ) -> list[Generation]:
     """Continue one or several prompts; each gets what it would get alone.
 
     Arguments:
-        model: a language model (``forward(tokens, state)``, ``step(tokens, state)``).
+        model: a language model (``forward(tokens, state)``, ``step(tokens, state)``), or one that
+            `compile_for_generation` has packed for the native engine.
         prompts: a text, a sequence of tokens, or a list of either, of any lengths. None goes on from `state`.
         tokenizer: has ``encode(text)``, ``decode(tokens)`` and ``vocab_size``; needed for text in or out and for stop
             strings. Tokens that it does not have are never drawn.
@@ -325,6 +384,13 @@ def generate(
         prefill_chunk: tokens of prompts read at a time; bounds the memory of a long prompt.
         batching: how prompts of unequal lengths are read, ``"packed"`` or ``"left"`` (padded).
         keep_states: hand out where each continuation can go on.
+        draft: guesses tokens for the model to verify, several a pass (`NGramDraft`, `ModelDraft`): what comes out is
+            what would come out without, sooner if the guesses are good.
+        acceptance: ``matching`` takes a guess that is the very token the model draws: the same tokens as without a
+            draft, for any draft. ``rounds`` accepts guesses of a draft that draws them by the ratio of probabilities:
+            other tokens, of the same distribution, more of them a pass.
+        long_context: have channels of long memory pass unimportant tokens by, in prompts far longer than the model was
+            trained on (`LongContext`); what is read now counts as the prompt.
         progress: show a progress bar, if the error output is a terminal.
 
     Returns one `Generation` a prompt, in order.
@@ -345,6 +411,9 @@ def generate(
         prefill_chunk=prefill_chunk,
         batching=batching,
         keep_states=keep_states,
+        draft=draft,
+        acceptance=acceptance,
+        long_context=long_context,
     )
     count = len(pieces._running)
     tokens: list[list[int]] = [[] for _ in range(count)]

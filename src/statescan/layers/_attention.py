@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from statescan import ops
 from statescan.layers._convolution import CausalConv1d
 from statescan.layers._rotary import rotate
 from statescan.layers._state import State
+from statescan.layers._tree import pick, slide
 
 
 class AttentionState(State):
@@ -172,6 +174,84 @@ class Attention(nn.Module):
         """One position: x (batch, input_dim) -> (batch, dim) and the next state."""
         y, state = self(x[:, None], state, correction=None if correction is None else correction[:, None])
         return y[:, 0], state
+
+    def forward_tree(
+        self, x: Tensor, parents: Tensor, state: State, *, correction: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """All nodes of a token tree in one pass: each sees the whole cache, its ancestors and itself.
+
+        Arguments:
+            x: (batch, nodes, input_dim).
+            parents: (nodes,) or (batch, nodes) int64, each before its children; -1 continues from the cache.
+            state: before the tree.
+            correction: as in `forward`.
+
+        Returns:
+            the output at every node, and the trace from which `replay` makes the state after a path.
+        """
+        if not self.causal:
+            raise ValueError("forward_tree: attention with causal=False sees one whole sequence at a time")
+        batch, nodes, _ = x.shape
+        projected = self.input_projection(x)
+        if correction is not None:
+            projected = projected + correction
+        qkv, mlp = projected.split([self.qkv_dim, self.mlp_dim], dim=-1)
+        trace: dict[str, Tensor | State] = {}
+        if self.convolution is not None:
+            trace["inputs"], convolution = qkv, self.convolution
+            qkv = ops.tree_causal_conv1d(
+                qkv,
+                convolution.weight,
+                convolution.bias,
+                parents=parents,
+                activation=convolution.activation,
+                initial_state=state["conv"],
+            )
+        queries, keys, values = (
+            part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for part in qkv.split([self.head_dim * n for n in (self.heads, self.kv_heads, self.kv_heads)], dim=-1)
+        )
+        mask = ops.tree_mask(parents).expand(batch, nodes, nodes)
+        past = state["keys"].shape[2]
+        if self.rotary_dim:
+            positions = past - state["start"][:, None] + mask.sum(-1) - 1
+            queries, keys = (
+                rotate(part, positions, self.rotary_dim, base=self.rotary_base, interleaved=self.rotary_interleaved)
+                for part in (queries, keys)
+            )
+        trace["keys"], trace["values"] = keys.transpose(1, 2), values.transpose(1, 2)
+        keys = torch.cat([state["keys"].to(keys.dtype), keys], dim=2)
+        values = torch.cat([state["values"].to(values.dtype), values], dim=2)
+        if self.kv_heads != self.heads:
+            repeats = self.heads // self.kv_heads
+            keys, values = keys.repeat_interleave(repeats, dim=1), values.repeat_interleave(repeats, dim=1)
+        cached = torch.arange(past, device=x.device) >= state["start"][:, None]  # (batch, past)
+        seen = torch.cat([cached[:, None].expand(batch, nodes, past), mask], dim=2)[:, None]
+        context = F.scaled_dot_product_attention(queries, keys, values, seen, scale=self.scale)
+        context = context.transpose(1, 2).flatten(-2)
+        if self.mlp_dim:
+            value, gate = mlp.chunk(2, dim=-1)
+            context = torch.cat([context, value * F.silu(gate)], dim=-1)
+        return self.output_projection(context), State(trace)
+
+    def replay(self, trace: State, path: Tensor, state: State) -> State:
+        """The state after the nodes `path` (batch, steps) int64, -1 behind the end of a shorter one, from `state` on."""
+        counts = (path >= 0).sum(1).tolist()
+        if len(set(counts)) > 1:  # caches of unequal length join at their newest entry
+            rows = [
+                self.replay(trace.select([row]), path[row : row + 1, :count], state.select([row]))
+                for row, count in enumerate(counts)
+            ]
+            return AttentionState.concatenate(rows)
+        path = path[:, : counts[0]]
+        after: dict[str, Tensor | State] = {
+            name: torch.cat([state[name], pick(trace[name], path).transpose(1, 2).to(state[name].dtype)], dim=2)
+            for name in ("keys", "values")
+        }
+        after["start"] = state["start"]
+        if self.convolution is not None:
+            after["conv"] = slide(state["conv"], trace["inputs"], path)
+        return AttentionState(after)
 
     def _attend(
         self,

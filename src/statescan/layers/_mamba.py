@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from statescan.layers._initialisation import delta_bias
 from statescan.layers._norms import RMSNorm
 from statescan.layers._precision import widen, widened
 from statescan.layers._state import State
+from statescan.layers._tree import forward_tree, pick, replay, slide
 
 
 class Mamba(nn.Module):
@@ -58,6 +60,8 @@ class Mamba(nn.Module):
         rank = math.ceil(dim / 16) if dt_rank == "auto" else dt_rank
         self.dim, self.inner_dim, self.state_dim, self.dt_rank = dim, inner, state_dim, rank
         self.selective = selective
+        #: Called with all step sizes (batch, length, inner); gives those that the scan takes (see `generation.LongContext`).
+        self.token_filter: Callable[[Tensor], Tensor] | None = None
         self.input_projection = nn.Linear(dim, 2 * inner, bias=bias)
         self.convolution = CausalConv1d(inner, conv_kernel, bias=conv_bias, activation="silu")
         if selective:
@@ -106,6 +110,7 @@ class Mamba(nn.Module):
         hidden, gate = self.input_projection(x).chunk(2, dim=-1)
         hidden, conv = self.convolution(hidden, state["conv"] if state else None, resets=resets, offsets=offsets)
         delta, B, C = self._select(hidden)
+        delta, stepping = self._stepping(delta)
         y, ssm = ops.selective_scan(
             hidden,
             delta,
@@ -114,8 +119,7 @@ class Mamba(nn.Module):
             C,
             widen(self.D),
             gate,
-            delta_bias=widen(self.delta_bias),
-            delta_softplus=True,
+            **stepping,
             initial_state=state["ssm"] if state else None,
             resets=resets,
             offsets=offsets,
@@ -130,6 +134,8 @@ class Mamba(nn.Module):
         delta, B, C = self._select(hidden)
         if not self.selective:
             B, C = B.expand(x.shape[0], -1, -1), C.expand(x.shape[0], -1, -1)
+        delta, stepping = self._stepping(delta[:, None])
+        delta = delta[:, 0]
         y, ssm = ops.selective_state_step(
             state["ssm"],
             hidden,
@@ -139,10 +145,68 @@ class Mamba(nn.Module):
             C,
             widen(self.D),
             gate,
-            delta_bias=widen(self.delta_bias),
-            delta_softplus=True,
+            **stepping,
         )
         return self.output_projection(y), State({"conv": conv, "ssm": ssm})
+
+    def forward_tree(self, x: Tensor, parents: Tensor, state: State) -> tuple[Tensor, State]:
+        """All nodes of a token tree in one pass.
+
+        Arguments:
+            x: (batch, nodes, dim).
+            parents: (nodes,) or (batch, nodes) int64, each before its children; -1 continues from the state.
+            state: before the tree.
+
+        Returns:
+            the output at every node, and the trace from which `replay` makes the state after a path.
+        """
+        if not self.selective:
+            return forward_tree(_Stepping(self), x, parents, state)
+        inputs, gate = self.input_projection(x).chunk(2, dim=-1)
+        convolution = self.convolution
+        hidden = ops.tree_causal_conv1d(
+            inputs,
+            convolution.weight,
+            convolution.bias,
+            parents=parents,
+            activation=convolution.activation,
+            initial_state=state["conv"],
+        )
+        delta, B, C = self._select(hidden)
+        steps = self.step_sizes(delta)
+        if self.token_filter is not None:
+            steps = self.token_filter(steps)
+        y = ops.selective_tree_scan(
+            hidden, steps, self._A(), B, C, widen(self.D), gate, parents=parents, initial_state=state["ssm"]
+        )
+        return self.output_projection(y), State({"inputs": inputs, "hidden": hidden, "B": B, "steps": steps})
+
+    def replay(self, trace: State, path: Tensor, state: State) -> State:
+        """The state after the nodes `path` (batch, steps) int64, -1 behind the end of a shorter one, from `state` on."""
+        if not self.selective:
+            return replay(_Stepping(self), trace, path, state)
+        steps = pick(trace["steps"], path).masked_fill((path < 0)[..., None], 0.0)  # a step of 0 changes nothing
+        B = pick(trace["B"], path)
+        _, ssm = ops.selective_scan(
+            pick(trace["hidden"], path),
+            steps,
+            self._A(),
+            B,
+            B,
+            initial_state=state["ssm"],
+            return_last_state=True,
+        )
+        return State({"conv": slide(state["conv"], trace["inputs"], path), "ssm": ssm})
+
+    def step_sizes(self, delta: Tensor) -> Tensor:
+        """What the projection gave (…, inner), with bias and softplus: in float32 or wider."""
+        return nn.functional.softplus(widen(delta) + widen(self.delta_bias))
+
+    def _stepping(self, delta: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """Step sizes for the scan, and what is left for it to do with them."""
+        if self.token_filter is not None:
+            return self.token_filter(self.step_sizes(delta)), {}
+        return delta, dict(delta_bias=widen(self.delta_bias), delta_softplus=True)
 
     def _A(self) -> Tensor:
         return -torch.exp(widen(self.A_log))
@@ -156,3 +220,10 @@ class Mamba(nn.Module):
         if self.inner_norms is not None:
             delta, B, C = (norm(t) for norm, t in zip(self.inner_norms, (delta, B, C), strict=True))
         return self.delta_projection(delta), B, C
+
+
+class _Stepping:
+    """A mixer of which a tree sees the single step alone."""
+
+    def __init__(self, mixer: Mamba):
+        self.step = mixer.step

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from statescan.layers._initialisation import delta_bias
 from statescan.layers._norms import GatedRMSNorm
 from statescan.layers._precision import widen, widened
 from statescan.layers._state import State
+from statescan.layers._tree import pick, slide
 
 
 class Mamba2(nn.Module):
@@ -88,6 +90,8 @@ class Mamba2(nn.Module):
         self.dim, self.inner_dim, self.ssm_dim, self.state_dim = dim, inner, scanned, state_dim
         self.heads, self.head_dim, self.groups, self.chunk_size = heads, head_dim, groups, chunk_size
         self.dt_limit = (float(dt_limit[0]), float(dt_limit[1]))
+        #: Called with all step sizes (batch, length, heads); gives those that the scan takes (see `generation.LongContext`).
+        self.token_filter: Callable[[Tensor], Tensor] | None = None
         conv_dim = scanned + 2 * groups * state_dim
         mlp_dim = inner - scanned
         self.widths = [mlp_dim, mlp_dim, scanned, conv_dim, heads]
@@ -133,6 +137,7 @@ class Mamba2(nn.Module):
         mlp_gate, mlp, gate, scanned, delta = self._project(x)
         scanned, conv = self.convolution(scanned, state["conv"] if state else None, resets=resets, offsets=offsets)
         hidden, B, C = self._split(scanned)
+        delta, stepping = self._stepping(delta)
         y, ssm = ops.ssd(
             hidden,
             delta,
@@ -141,9 +146,7 @@ class Mamba2(nn.Module):
             C,
             self._D(),
             self._heads(gate) if self.norm is None else None,
-            delta_bias=widen(self.delta_bias),
-            delta_softplus=True,
-            delta_limit=self.dt_limit,
+            **stepping,
             chunk_size=self.chunk_size,
             initial_state=state["ssm"] if state else None,
             resets=resets,
@@ -157,6 +160,8 @@ class Mamba2(nn.Module):
         mlp_gate, mlp, gate, scanned, delta = self._project(x)
         scanned, conv = self.convolution.step(scanned, state["conv"])
         hidden, B, C = self._split(scanned)
+        delta, stepping = self._stepping(delta[:, None])
+        delta = delta[:, 0]
         y, ssm = ops.ssd_step(
             state["ssm"],
             hidden,
@@ -166,9 +171,7 @@ class Mamba2(nn.Module):
             C,
             self._D(),
             self._heads(gate) if self.norm is None else None,
-            delta_bias=widen(self.delta_bias),
-            delta_softplus=True,
-            delta_limit=self.dt_limit,
+            **stepping,
         )
         return self._finish(y, gate, mlp_gate, mlp), State({"conv": conv, "ssm": ssm})
 
@@ -182,6 +185,71 @@ class Mamba2(nn.Module):
         hidden, B, C = scanned.split([self.ssm_dim, wide, wide], dim=-1)
         scanned = torch.cat([hidden * of_x, B * of_B, C * of_C], dim=-1)
         return mlp_gate, mlp, gate * of_gate, scanned, delta * of_delta
+
+    def forward_tree(self, x: Tensor, parents: Tensor, state: State) -> tuple[Tensor, State]:
+        """All nodes of a token tree in one pass.
+
+        Arguments:
+            x: (batch, nodes, dim).
+            parents: (nodes,) or (batch, nodes) int64, each before its children; -1 continues from the state.
+            state: before the tree.
+
+        Returns:
+            the output at every node, and the trace from which `replay` makes the state after a path.
+        """
+        mlp_gate, mlp, gate, scanned, delta = self._project(x)
+        convolution = self.convolution
+        mixed = ops.tree_causal_conv1d(
+            scanned,
+            convolution.weight,
+            convolution.bias,
+            parents=parents,
+            activation=convolution.activation,
+            initial_state=state["conv"],
+        )
+        hidden, B, C = self._split(mixed)
+        steps = self.step_sizes(delta)
+        if self.token_filter is not None:
+            steps = self.token_filter(steps)
+        y = ops.tree_scan(
+            hidden,
+            steps,
+            -torch.exp(widen(self.A_log)),
+            B,
+            C,
+            self._D(),
+            self._heads(gate) if self.norm is None else None,
+            parents=parents,
+            initial_state=state["ssm"],
+        )
+        trace = State({"inputs": scanned, "hidden": hidden, "B": B, "steps": steps})
+        return self._finish(y, gate, mlp_gate, mlp), trace
+
+    def replay(self, trace: State, path: Tensor, state: State) -> State:
+        """The state after the nodes `path` (batch, steps) int64, -1 behind the end of a shorter one, from `state` on."""
+        steps = pick(trace["steps"], path).masked_fill((path < 0)[..., None], 0.0)  # a step of 0 changes nothing
+        B = pick(trace["B"], path)
+        _, ssm = ops.ssd(
+            pick(trace["hidden"], path),
+            steps,
+            -torch.exp(widen(self.A_log)),
+            B,
+            B,
+            chunk_size=self.chunk_size,
+            initial_state=state["ssm"],
+            return_last_state=True,
+        )
+        return State({"conv": slide(state["conv"], trace["inputs"], path), "ssm": ssm})
+
+    def step_sizes(self, delta: Tensor) -> Tensor:
+        """What the projection gave (…, heads), with bias, softplus and limits: in float32 or wider."""
+        return nn.functional.softplus(widen(delta) + widen(self.delta_bias)).clamp(*self.dt_limit)
+
+    def _stepping(self, delta: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """Step sizes for the scan, and what is left for it to do with them."""
+        if self.token_filter is not None:
+            return self.token_filter(self.step_sizes(delta)), {}
+        return delta, dict(delta_bias=widen(self.delta_bias), delta_softplus=True, delta_limit=self.dt_limit)
 
     def _heads(self, channels: Tensor) -> Tensor:
         return channels.unflatten(-1, (self.heads, self.head_dim))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from statescan.layers import _tree
 from statescan.layers._state import State
 
 
@@ -68,6 +69,19 @@ class ParallelMixer(nn.Module):
             y, after[name] = one.step(_times(x, self.input_scales[name]), state[name])
             parts.append(_times(y, self.output_scales[name]))
         return torch.stack(parts).sum(0), State(after)
+
+    def forward_tree(self, x: Tensor, parents: Tensor, state: State) -> tuple[Tensor, State]:
+        """All nodes of a token tree: x (batch, nodes, dim) -> output of the same shape, and every mixer's trace."""
+        traces: dict[str, Tensor | State] = {}
+        parts = []
+        for name, mixer in self.mixers.items():
+            y, traces[name] = _tree.forward_tree(mixer, _times(x, self.input_scales[name]), parents, state[name])
+            parts.append(_times(y, self.output_scales[name]))
+        return torch.stack(parts).sum(0), State(traces)
+
+    def replay(self, trace: State, path: Tensor, state: State) -> State:
+        """The state after a path through the tree."""
+        return State({name: _tree.replay(mixer, trace[name], path, state[name]) for name, mixer in self.mixers.items()})
 
 
 def _times(x: Tensor, scale: float) -> Tensor:

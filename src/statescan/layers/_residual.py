@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from statescan.layers._state import State
+from statescan.layers._tree import check_path, forward_tree, replay
 
 
 def without_state(module: Any, return_state: bool) -> dict[str, Any]:
@@ -81,6 +82,17 @@ class ResidualBlock(nn.Module):
         mixed, state = self.mixer.step(self._normed(self.norm, residual), state)
         return self._channels(residual + self._scaled(mixed)), state
 
+    def forward_tree(self, residual: Tensor, parents: Tensor, state: State) -> tuple[Tensor, State]:
+        """All nodes of a token tree: (batch, nodes, dim), and the mixer's trace."""
+        if self.mixer is None:
+            return self._channels(residual), State()
+        mixed, trace = forward_tree(self.mixer, self._normed(self.norm, residual), parents, state)
+        return self._channels(residual + self._scaled(mixed)), trace
+
+    def replay(self, trace: State, path: Tensor, state: State) -> State:
+        """The mixer's state after a path."""
+        return state if self.mixer is None else replay(self.mixer, trace, path, state)
+
     def _channels(self, residual: Tensor) -> Tensor:
         if self.channel_mixer is None:
             return residual
@@ -151,3 +163,21 @@ class ResidualStack(nn.Module):
         for index, block in enumerate(blocks):
             residual, after[str(index)] = block.step(residual, state[str(index)])
         return residual, State(after)
+
+    def forward_tree(self, x: Tensor, parents: Tensor, state: State) -> tuple[Tensor, State]:
+        """All nodes of a token tree: x (batch, nodes, dim) -> the stream after the last block, and every block's trace."""
+        residual = x.float() if self.residual_in_float32 and x.dtype != torch.float64 else x
+        traces: dict[str, Tensor | State] = {}
+        blocks: list[Any] = list(self.blocks)
+        for index, block in enumerate(blocks):
+            residual, traces[str(index)] = block.forward_tree(residual, parents, state[str(index)])
+        return residual, State(traces)
+
+    def replay(self, trace: State, path: Tensor, state: State) -> State:
+        """The state after the nodes `path` (batch, steps) int64 of the tree, -1 behind the end of a shorter path."""
+        check_path(path, 2**62)
+        blocks: list[Any] = list(self.blocks)
+        names = [str(index) for index in range(len(blocks))]
+        return State(
+            {name: block.replay(trace[name], path, state[name]) for name, block in zip(names, blocks, strict=True)}
+        )

@@ -21,6 +21,7 @@ from statescan.layers import (
 )
 from statescan.layers._residual import without_state
 from statescan.models._model import Model, build_config
+from statescan.ops import check_parents
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,32 @@ class LanguageModel(Model):
         self._check(tokens, 1)
         features, state = self.stack.step(self._embed(tokens), state)
         return self._logits(self._finish(features)), state
+
+    def forward_tree(self, tokens: Tensor, parents: Tensor, state: State) -> tuple[Tensor, State]:
+        """Next-token logits at every node of a token tree, in one pass; the state stays as it is.
+
+        Arguments:
+            tokens: (batch, nodes) int64.
+            parents: (nodes,) or (batch, nodes) int64: a node's parent comes before it; -1 continues from the state.
+            state: what an earlier call returned.
+
+        Returns:
+            logits (batch, nodes, vocabulary), and a trace: with it `replay` makes the state after an accepted path.
+        """
+        self._check(tokens, 2)
+        check_parents("forward_tree", parents, tokens.shape[1])
+        features, trace = self.stack.forward_tree(self._embed(tokens), parents, state)
+        return self._logits(self._finish(features)), trace
+
+    def replay(self, trace: State, path: Tensor, state: State) -> State:
+        """The state after the nodes of an accepted path, from the state before the tree on.
+
+        Arguments:
+            trace: of `forward_tree`.
+            path: (batch, steps) int64, the root first; -1 behind the end of a shorter path.
+            state: the one given to `forward_tree`.
+        """
+        return self.stack.replay(trace, path, state)
 
     def set_gradient_checkpointing(self, enabled: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping what it computed."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from statescan.layers import Attention, GatedMLP, RMSNorm, State
+from statescan.layers._tree import check_path, forward_tree, replay
 
 
 class Adapter(nn.Module):
@@ -88,6 +89,7 @@ class SharedLayer(nn.Module):
         resets: Tensor | None,
         offsets: Tensor | None,
         step: bool = False,
+        parents: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         after: dict[str, Tensor | State] = {}
         read = x
@@ -97,7 +99,9 @@ class SharedLayer(nn.Module):
             adapter = self.call.attention_adapter
             correction = None if adapter is None else adapter(wide)
             before: Any = state["attention"] if state else None
-            if step:
+            if parents is not None:
+                mixed, after["attention"] = shared.mixer.forward_tree(wide, parents, before, correction=correction)
+            elif step:
                 mixed, after["attention"] = shared.mixer.step(wide, before, correction=correction)
             else:
                 mixed, after["attention"] = shared.mixer(
@@ -108,7 +112,9 @@ class SharedLayer(nn.Module):
             mixed = shared.channel_mixer(mixed, correction=None if adapter is None else adapter(mixed))
             read = x + self.call.projection(mixed)
         before = state["mamba"] if state else None
-        if step:
+        if parents is not None:
+            y, after["mamba"] = forward_tree(self.mixer, self.norm(read), parents, before)
+        elif step:
             y, after["mamba"] = self.mixer.step(self.norm(read), before)
         else:
             y, after["mamba"] = self.mixer(self.norm(read), before, resets=resets, offsets=offsets)
@@ -145,12 +151,13 @@ class SharedStack(nn.Module):
         resets: Tensor | None = None,
         offsets: Tensor | None = None,
         step: bool = False,
+        parents: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         """x (batch, length, dim) -> the stream after the last layer, and the state."""
         embedded, after = x, {}
         for index, block in enumerate(self.blocks):
             shared = self.shared[self._turn[index]] if index in self._turn else None
-            arguments = (x, embedded, shared, state[str(index)] if state else None, resets, offsets, step)
+            arguments = (x, embedded, shared, state[str(index)] if state else None, resets, offsets, step, parents)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x, after[str(index)] = checkpoint(block, *arguments, use_reentrant=False)
             else:
@@ -160,6 +167,23 @@ class SharedStack(nn.Module):
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """One position: x (batch, dim)."""
         return self(x, state, step=True)
+
+    def forward_tree(self, x: Tensor, parents: Tensor, state: State) -> tuple[Tensor, State]:
+        """All nodes of a token tree: x (batch, nodes, dim) -> the stream after the last layer, and every layer's trace."""
+        return self(x, state, parents=parents)
+
+    def replay(self, trace: State, path: Tensor, state: State) -> State:
+        """The state after the nodes `path` (batch, steps) int64 of the tree, -1 behind the end of a shorter path."""
+        check_path(path, 2**62)
+        states: dict[str, Tensor | State] = {}
+        for index, block in enumerate(self.blocks):
+            seen, before = trace[str(index)], state[str(index)]
+            entries = {"mamba": replay(block.mixer, seen["mamba"], path, before["mamba"])}
+            if index in self._turn:
+                mixer = self.shared[self._turn[index]].mixer
+                entries = {"attention": mixer.replay(seen["attention"], path, before["attention"]), **entries}
+            states[str(index)] = State(entries)
+        return State(states)
 
 
 #: Published names within a shared block, and ours.

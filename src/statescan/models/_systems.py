@@ -469,6 +469,28 @@ _SYSTEMS = (
             "a split model knows more of two interleaved vocabularies at equal steps",
         ),
     ),
+    System(
+        "stree",
+        "STree: Speculative Tree Decoding for Hybrid State-Space Models (Wu et al., 2025)",
+        (),
+        (
+            "scans, convolutions, verification and replay of the published definitions",
+            "every path of a tree read alone",
+            "greedy and seeded text the same as without a draft; sampling in rounds by a chi-square test",
+            "operators against float64 references, CPU kernels, Triton in its interpreter",
+        ),
+    ),
+    System(
+        "longmamba",
+        "LongMamba: Enhancing Mamba's Long-Context Capabilities via Training-Free Receptive Field Enlargement "
+        "(Ye et al., 2025)",
+        (),
+        (
+            "rules, thresholds and filtered outputs of the published code",
+            "short texts and local channels exactly as before",
+            "whole, in chunks, by steps and as a tree alike",
+        ),
+    ),
 )
 
 

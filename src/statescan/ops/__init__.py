@@ -18,9 +18,22 @@ from statescan.ops._resets import resets_from_sequence_index
 from statescan.ops._route_scan import route_scan, route_scan_reference
 from statescan.ops._selective_scan import selective_scan, selective_scan_reference
 from statescan.ops._selective_state_step import selective_state_step, selective_state_step_reference
+from statescan.ops._selective_tree_scan import selective_tree_scan, selective_tree_scan_reference
 from statescan.ops._ssd import ssd, ssd_reference
 from statescan.ops._ssd_step import ssd_step, ssd_step_reference
 from statescan.ops._state_fusion import merged_kernel, selective_states, state_fusion
+from statescan.ops._tree_conv1d import tree_causal_conv1d
+from statescan.ops._tree_scan import tree_scan, tree_scan_reference
+from statescan.ops._trees import (
+    branching_tree,
+    check_parents,
+    complete_tree,
+    tree_cumulative_sum,
+    tree_depths,
+    tree_mask,
+    tree_path_indices,
+    unroll_tree,
+)
 from statescan.ops._vandermonde import (
     vandermonde,
     vandermonde_reference,
@@ -30,11 +43,14 @@ from statescan.ops._vandermonde import (
 
 __all__ = [
     "backend",
+    "branching_tree",
     "cauchy",
     "cauchy_reference",
     "causal_conv1d",
     "causal_conv1d_reference",
     "causal_conv1d_step",
+    "check_parents",
+    "complete_tree",
     "explain",
     "fft_conv",
     "fft_conv_reference",
@@ -54,6 +70,8 @@ __all__ = [
     "selective_state_step",
     "selective_state_step_reference",
     "selective_states",
+    "selective_tree_scan",
+    "selective_tree_scan_reference",
     "ssd",
     "ssd_reference",
     "ssd_step",
@@ -64,6 +82,14 @@ __all__ = [
     "taylor_linear_attention",
     "taylor_linear_attention_reference",
     "taylor_linear_attention_step",
+    "tree_causal_conv1d",
+    "tree_cumulative_sum",
+    "tree_depths",
+    "tree_mask",
+    "tree_path_indices",
+    "tree_scan",
+    "tree_scan_reference",
+    "unroll_tree",
     "vandermonde",
     "vandermonde_reference",
     "vandermonde_transpose",

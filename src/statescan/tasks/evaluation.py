@@ -7,6 +7,7 @@ were trained on.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from typing import Any, Literal
 import torch
 
 from statescan.checkpoints import check_tokenizer
-from statescan.generation import Tokenizer, progress_bar
+from statescan.generation import LongContext, Tokenizer, progress_bar
 from statescan.tasks._likelihood import likelihoods, token_log_probabilities
 
 Mode = Literal["stateful", "strided"]
@@ -59,6 +60,7 @@ def evaluate_language(
     chunk: int = 2048,
     batch_size: int = 8,
     begin_token: int | None = None,
+    long_context: LongContext | None = None,
     progress: bool = False,
 ) -> LanguageScore:
     """Bits per byte and perplexity of a text under a language model.
@@ -76,6 +78,8 @@ def evaluate_language(
         chunk: tokens read at a time in the stateful mode; changes memory, not the result.
         batch_size: windows read at a time in the strided mode.
         begin_token: a token put before the text, so that its first token is scored too.
+        long_context: have channels of long memory pass unimportant tokens by, as for a prompt of the length of the text,
+            or of a window.
         progress: show a progress bar, if the error output is a terminal.
     """
     if mode not in MODES:
@@ -94,7 +98,10 @@ def evaluate_language(
             f"text: {text!r:.40} is a single token, and a first token is not scored; give more text or a begin_token"
         )
     began = time.perf_counter()
-    with progress_bar("evaluating", len(tokens) - 1, shown=progress) as advance:
+    filtered: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if long_context is not None:
+        filtered = long_context.applied(model, [len(tokens) if mode == "stateful" else min(window, len(tokens))])
+    with progress_bar("evaluating", len(tokens) - 1, shown=progress) as advance, filtered:
         if mode == "stateful":
             (result,) = likelihoods(model, [tokens], chunk=chunk, advance=advance)
             total = result.log_likelihood

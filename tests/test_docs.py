@@ -46,6 +46,12 @@ SMALL_AGENT = {
     "--length": ["16"],
     "--set": ["dim=8", "depth=1", "encoder_dim=8", "head_dim=8"],
 }
+SMALL_CHAIN = {
+    "--steps": ["2"],
+    "--set": ["dim=8", "depth=1", "patch=14"],
+    "--fractions": ["0.6"],
+    "--examples": ["30"],
+}
 SMALL_CUBE = {"--steps": ["2"], "--batch-size": ["2"], "--set": ["dim=8", "depth=1", "window=3", "hidden=8"]}
 SMALL_RECORDS = SMALL | {"--records": ["40"], "--least": ["2"]}
 SMALL_EXPERIMENT = {
@@ -117,6 +123,7 @@ def _shorter(words):
         "reinforcement": SMALL_AGENT,
         "sequence": SMALL_SEQUENCES,
         "lra": SMALL_ARENA,
+        "distillation": SMALL_CHAIN,
         "hyperspectral": SMALL_CUBE,
         "records": SMALL_RECORDS,
     }

@@ -24,6 +24,7 @@ from typing import Any
 _EXTRAS = {
     "pytorch_lightning": "train",
     "matplotlib": "train",
+    "PIL": "train",
     "transformers": "hf",
     "lm_eval": "eval",
     "datasets": "eval",

@@ -1,8 +1,11 @@
-"""Pictures of what is inside a system."""
+"""Look inside systems: pictures of memories, routes and image models, and how alike two encoders see."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+from statescan.cli._alignment import alignment
+from statescan.cli._pictures import activation, attention, receptive_field, time_steps
 
 
 def hippo(*, measure: str = "legs", out: Path, state_dim: int = 64, length: int = 2000, seed: int = 0) -> None:
@@ -90,4 +93,13 @@ def pruning(
     print("tokens by block: " + " ".join(map(str, pruned.tokens)))
 
 
-COMMANDS = {"hippo": hippo, "route": route, "pruning": pruning}
+COMMANDS = {
+    "hippo": hippo,
+    "route": route,
+    "pruning": pruning,
+    "alignment": alignment,
+    "receptive-field": receptive_field,
+    "attention": attention,
+    "activation": activation,
+    "time-steps": time_steps,
+}

@@ -1,6 +1,7 @@
 """Train models: on text (`language`), on text and images (`multimodal`), to classify sequences (`sequence`), hyperspectral
 cubes (`hyperspectral`) or electrocardiograms (`records`), on the Long Range Arena (`lra`), on generated tasks
-(`synthetic`), to forecast series (`forecast`), to act with memory (`reinforcement`).
+(`synthetic`), to forecast series (`forecast`), to act with memory (`reinforcement`), image classifiers of several sizes from
+one teacher (`distillation`).
 
 examples:
   statescan train language --data book.txt --model mamba_tiny --steps 1000 --out runs/book
@@ -15,6 +16,7 @@ examples:
   statescan train synthetic --task induction_heads --out runs/induction
   statescan train forecast --data weather.csv --history 96 --horizon 24 --season 24 --out runs/weather
   statescan train reinforcement --environment repeat_previous --core s5 --out runs/repeat
+  statescan train distillation --data strokes --model vim_tiny --set dim=64 depth=4 patch=4 --out runs/chain
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from statescan import tasks
 from statescan.cli import _print
 
 if TYPE_CHECKING:
-    from statescan.tasks import ForecastResult
+    from statescan.tasks import DistillationResult, ForecastResult
     from statescan.tasks._fit import TrainingResult
     from statescan.tasks.reinforcement import ReinforcementResult
 
@@ -50,6 +52,24 @@ def _report(result: TrainingResult | ForecastResult | ReinforcementResult, json:
         measures = ("mse", "mae", "mase")
         methods = [(name, *(f"{score[measure]:.4f}" for measure in measures)) for name, score in scores.items()]
         _print.table("test part", ("method", *(measure.upper() for measure in measures)), methods)
+
+
+def _report_chain(result: DistillationResult, json: bool) -> None:
+    if json:
+        _print.as_json(dataclasses.asdict(result))
+        return
+    rows = [("teacher", "", f"{1:.1%}", "", f"{result.teacher_accuracy:.2%}", "", "")]
+    rows += [
+        (
+            *(f"student {number}", ", ".join(f"{name} {value}" for name, value in link.fields.items())),
+            *(f"{link.fraction:.1%}", f"{link.weight:.3f}", f"{link.accuracy:.2%}"),
+            *(f"{link.chain_fraction:.1%}", f"{link.chain_accuracy:.2%}"),
+        )
+        for number, link in enumerate(result.links, 1)
+    ]
+    columns = ("model", "shape", "cost", "weight", "accuracy", "cost so far", "of the sum")
+    _print.table(f"{result.images[2]:,} test images; cost 100 % is {result.teacher_flops:,} operations", columns, rows)
+    print(f"model: {result.model}" + (f", picture: {result.picture}" if result.picture else ""))
 
 
 def _command(
@@ -100,5 +120,11 @@ COMMANDS = {
     ),
     "reinforcement": _command(
         tasks.ReinforcementTraining, tasks.train_reinforcement, "Train an agent on an environment that needs memory."
+    ),
+    "distillation": _command(
+        tasks.DistillationTraining,
+        tasks.train_distillation,
+        "Train a teacher and a chain of smaller students, joined to one model that can be stopped after any of them.",
+        _report_chain,
     ),
 }

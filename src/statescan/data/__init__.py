@@ -2,13 +2,6 @@
 
 from statescan.data._arena import ARENA, ArenaData, ArenaTask, arena_task, read_arena
 from statescan.data._captioned import CaptionedImages, PatchCodec, k_means, read_images
-from statescan.data._challenge import (
-    ChallengeWeights,
-    LabelAccuracy,
-    best_thresholds,
-    challenge_score,
-    label_accuracy,
-    read_challenge_weights,
 from statescan.data._chains import (
     Arithmetic,
     ChainTask,
@@ -22,6 +15,14 @@ from statescan.data._chains import (
     last_values,
     local_recurrence,
     longest_increasing,
+)
+from statescan.data._challenge import (
+    ChallengeWeights,
+    LabelAccuracy,
+    best_thresholds,
+    challenge_score,
+    label_accuracy,
+    read_challenge_weights,
 )
 from statescan.data._copying import Copying, SelectiveCopying, copying
 from statescan.data._cubes import (
@@ -40,12 +41,7 @@ from statescan.data._long_context import Passkey, PhoneBook
 from statescan.data._made_cubes import make_cube, material_spectra, smooth_spectra
 from statescan.data._made_records import MADE_DIAGNOSES, make_ecg, make_records
 from statescan.data._pathfinder import PATHFINDER, PathfinderImage, PathfinderSettings, pathfinder, pathfinder_batch
-from statescan.data._recall import (
-    AssociativeRecall,
-    MultiQueryRecall,
-    associative_recall_sequences,
-    multi_query_recall,
-)
+from statescan.data._recall import AssociativeRecall, MultiQueryRecall, associative_recall_sequences, multi_query_recall
 from statescan.data._records import (
     EQUIVALENT_DIAGNOSES,
     LEADS,
@@ -93,13 +89,11 @@ __all__ = [
     "AssociativeRecall",
     "BandReduction",
     "CaptionedImages",
+    "ChainTask",
     "ChallengeWeights",
     "ContinuedOrder",
     "Copying",
     "Cube",
-    "ChainTask",
-    "ContinuedOrder",
-    "Copying",
     "EditDistance",
     "ForecastBatch",
     "HubSource",
@@ -109,9 +103,9 @@ __all__ = [
     "LabelledSequences",
     "LastOccurrence",
     "ListOps",
-    "MapAccuracy",
     "LocalProgram",
     "LongestIncreasing",
+    "MapAccuracy",
     "MemoryEnvironment",
     "MetaCartPole",
     "ModularSum",
@@ -122,9 +116,9 @@ __all__ = [
     "PathfinderImage",
     "PathfinderSettings",
     "PhoneBook",
+    "PrefixLookup",
     "RecordHeader",
     "RecordSet",
-    "PrefixLookup",
     "RepeatPrevious",
     "SelectiveCopying",
     "SequenceBatch",
@@ -157,18 +151,16 @@ __all__ = [
     "induction_head_sequences",
     "k_means",
     "label_accuracy",
-    "listops_tokens",
-    "listops_value",
-    "make_cube",
-    "make_ecg",
-    "make_records",
-    "map_accuracy",
-    "material_spectra",
     "last_values",
     "listops_tokens",
     "listops_value",
     "local_recurrence",
     "longest_increasing",
+    "make_cube",
+    "make_ecg",
+    "make_records",
+    "map_accuracy",
+    "material_spectra",
     "memory_environment",
     "multi_query_recall",
     "pathfinder",

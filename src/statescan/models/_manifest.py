@@ -292,4 +292,5 @@ MANIFEST: dict[str, Entry] = {
             "mamba3_mimo_1.5b",
         ),
     ),
+    "anytime_ensemble": Entry("statescan.models.anytime_ensemble", ("anytime_ensemble_tiny",)),
 }

@@ -512,6 +512,27 @@ _SYSTEMS = (
             "chunked, stepped and whole sequences agree",
         ),
     ),
+    System(
+        "pkd",
+        "Mamba base PKD for efficient knowledge compression (Medina, Hadachi, Honeine and Bensrhair, 2025)",
+        ("anytime_ensemble",),
+        (
+            "no published code: the definition",
+            "operations of a block as counted by hand",
+            "the loss and its gradient as torch's divergence gives them",
+        ),
+    ),
+    System(
+        "dynamic_reflections",
+        "Dynamic Reflections: Probing Video Representations with Text Alignment (2026); "
+        "The Platonic Representation Hypothesis (Huh, Cheung, Wang and Isola, 2024)",
+        (),
+        (
+            "metrics and layer search of the published code",
+            "blocks of neighbours equal to the whole matrix",
+            "the published laws found again from noisy points",
+        ),
+    ),
 )
 
 

@@ -1,6 +1,7 @@
 """Tasks: what models are trained for, and how well they do it. Heavy libraries are imported on use."""
 
 from statescan.tasks._run_folder import first_process
+from statescan.tasks._students import Student, image_flops, shrink
 from statescan.tasks.cubes import CubeTraining, classify_cube, draw_map, train_hyperspectral
 from statescan.tasks.evaluation import LanguageScore, evaluate_language
 from statescan.tasks.experiment import (
@@ -17,6 +18,7 @@ from statescan.tasks.forecasting import ForecastResult, ForecastTraining, foreca
 from statescan.tasks.language import LanguageTraining, train_language
 from statescan.tasks.lra import LRATraining, train_lra
 from statescan.tasks.multimodal import MultimodalTraining, train_multimodal
+from statescan.tasks.progressive_distillation import DistillationResult, DistillationTraining, train_distillation
 from statescan.tasks.records import RecordAnswer, RecordTraining, classify_record, train_records
 from statescan.tasks.reinforcement import ReinforcementTraining, train_reinforcement
 from statescan.tasks.sequence import SequenceTraining, train_sequence
@@ -26,6 +28,8 @@ __all__ = [
     "ArithmeticExperiment",
     "CopyExperiment",
     "CubeTraining",
+    "DistillationResult",
+    "DistillationTraining",
     "EditDistanceExperiment",
     "ExperimentResult",
     "ForecastResult",
@@ -41,6 +45,7 @@ __all__ = [
     "RecordTraining",
     "ReinforcementTraining",
     "SequenceTraining",
+    "Student",
     "SyntheticTraining",
     "classify_cube",
     "classify_record",
@@ -48,7 +53,10 @@ __all__ = [
     "evaluate_language",
     "first_process",
     "forecast_series",
+    "image_flops",
     "run_experiment",
+    "shrink",
+    "train_distillation",
     "train_forecast",
     "train_hyperspectral",
     "train_language",

@@ -2,6 +2,17 @@
 
 from statescan.data._arena import ARENA, ArenaData, ArenaTask, arena_task, read_arena
 from statescan.data._copying import Copying, SelectiveCopying, copying
+from statescan.data._image_batches import ImageBatch, ImageBatches, Views
+from statescan.data._images import (
+    IMAGE_DATA,
+    ImageParts,
+    LabelledImages,
+    find_images,
+    image_files,
+    read_image,
+    read_images,
+    usable,
+)
 from statescan.data._induction import InductionHead, InductionHeads, induction_head_sequences
 from statescan.data._listops import LISTOPS_VOCABULARY, ListOps, evaluate_listops, listops_tokens, listops_value
 from statescan.data._long_context import Passkey, PhoneBook
@@ -34,6 +45,7 @@ __all__ = [
     "ARENA",
     "ENVIRONMENTS",
     "IGNORED",
+    "IMAGE_DATA",
     "LISTOPS_VOCABULARY",
     "PATHFINDER",
     "SEQUENCE_DATA",
@@ -45,8 +57,12 @@ __all__ = [
     "Copying",
     "ForecastBatch",
     "HubSource",
+    "ImageBatch",
+    "ImageBatches",
+    "ImageParts",
     "InductionHead",
     "InductionHeads",
+    "LabelledImages",
     "LabelledSequences",
     "ListOps",
     "MemoryEnvironment",
@@ -70,6 +86,7 @@ __all__ = [
     "TokenBatch",
     "TokenBatches",
     "TokenStream",
+    "Views",
     "adding",
     "arena_task",
     "as_gymnasium",
@@ -79,7 +96,9 @@ __all__ = [
     "copying",
     "delay",
     "evaluate_listops",
+    "find_images",
     "fingerprint",
+    "image_files",
     "induction_head_sequences",
     "listops_tokens",
     "listops_value",
@@ -88,6 +107,8 @@ __all__ = [
     "pathfinder",
     "pathfinder_batch",
     "read_arena",
+    "read_image",
+    "read_images",
     "read_sequences",
     "read_series",
     "read_text",
@@ -95,5 +116,6 @@ __all__ = [
     "synthetic_task",
     "text_files",
     "tokenize",
+    "usable",
     "write_tokens",
 ]

@@ -28,6 +28,13 @@ _EXTRAS = {
     "lm_eval": "eval",
     "datasets": "eval",
     "gymnasium": "rl",
+    "kornia": "images",
+    "PIL": "images",
+    "skimage": "images",
+    "torchmetrics": "images",
+    "onnx": "export",
+    "onnxscript": "export",
+    "onnxruntime": "export",
 }
 
 _USAGE = """usage: statescan COMMAND [OPTIONS]

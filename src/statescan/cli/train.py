@@ -1,5 +1,5 @@
-"""Train models: on text (`language`), to classify sequences (`sequence`), on the Long Range Arena (`lra`), on generated
-tasks (`synthetic`), to forecast series (`forecast`), to act with memory (`reinforcement`).
+"""Train models: on text (`language`), to classify sequences (`sequence`) or images (`classification`), on the Long Range
+Arena (`lra`), on generated tasks (`synthetic`), to forecast series (`forecast`), to act with memory (`reinforcement`).
 
 examples:
   statescan train language --data book.txt --model mamba_tiny --steps 1000 --out runs/book
@@ -7,6 +7,7 @@ examples:
   statescan train language --out runs/book --resume
   statescan train sequence --data digits --model s4d_tiny --out runs/digits
   statescan train sequence --data words_TRAIN.ts --test-data words_TEST.ts --model s5_tiny --out runs/words
+  statescan train classification --data photos --model vim_tiny --epochs 30 --recipe vim --out runs/photos
   statescan train lra --task listops --model s4d --length 128 --width 64 --examples 5000 --steps 2000 --out runs/listops
   statescan train synthetic --task induction_heads --out runs/induction
   statescan train forecast --data weather.csv --history 96 --horizon 24 --season 24 --out runs/weather
@@ -22,6 +23,7 @@ import tyro
 
 from statescan.cli import _print
 from statescan.tasks import (
+    ClassificationTraining,
     ForecastTraining,
     LanguageTraining,
     LRATraining,
@@ -29,6 +31,7 @@ from statescan.tasks import (
     SequenceTraining,
     SyntheticTraining,
     first_process,
+    train_classification,
     train_forecast,
     train_language,
     train_lra,
@@ -61,6 +64,16 @@ def sequence(settings: Annotated[SequenceTraining, tyro.conf.arg(name="")], *, j
         json: print data instead of a table.
     """
     _report(train_sequence(settings), json)
+
+
+def classification(settings: Annotated[ClassificationTraining, tyro.conf.arg(name="")], *, json: bool = False) -> None:
+    """Train an image model to tell classes, on images of your own.
+
+    Args:
+        settings: of the run.
+        json: print data instead of a table.
+    """
+    _report(train_classification(settings), json)
 
 
 def lra(settings: Annotated[LRATraining, tyro.conf.arg(name="")], *, json: bool = False) -> None:
@@ -124,6 +137,7 @@ def _report(result: TrainingResult | ForecastResult | ReinforcementResult, json:
 COMMANDS = {
     "language": language,
     "sequence": sequence,
+    "classification": classification,
     "lra": lra,
     "synthetic": synthetic,
     "forecast": forecast,

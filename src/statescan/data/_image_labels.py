@@ -27,8 +27,8 @@ class Label:
 def read_labels(table: str | os.PathLike[str], root: Path) -> list[Label]:
     """The rows of a ``.csv`` file with a header.
 
-    The image's file is in a column ``image`` (or ``file``, ``filename``, ``path``, ``name``, ``id``), relative to the folder;
-    the ending may be left out. Its labels are in one of
+    The image's file is in a column ``image`` (or ``file``, ``filename``, ``path``, ``name``, ``id``), relative to the
+    folder; the ending may be left out. Its labels are in one of
 
     * ``label`` (or ``class``): one,
     * ``labels``: several, separated by ``;`` or ``|``,
@@ -78,7 +78,7 @@ def read_labels(table: str | os.PathLike[str], root: Path) -> list[Label]:
         if where not in _PARTS:
             raise ValueError(f"labels: {str(path)!r}, line {number}: split {where!r}; known: train, val, test")
         if single is not None:
-            labels = ((line[single] or "").strip(),)
+            labels: tuple[str, ...] = ((line[single] or "").strip(),)
             if not labels[0]:
                 raise ValueError(f"labels: {str(path)!r}, line {number}: no label")
         elif several is not None:

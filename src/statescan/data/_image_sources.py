@@ -41,8 +41,8 @@ def textures(seed: int, *, size: int = 64, counts: dict[str, int] = COUNTS) -> t
 
     Each photograph of `PHOTOGRAPHS`, in grey, is cut into 4 x 4 blocks: two of every row and column to learn from, one to
     validate and one for the test. A crop lies within a block, is a random square of 44 to 72 pixels a side, resized, turned
-    by a multiple of 90 degrees, mirrored or not, brought to a random brightness and contrast and given a random tint, so that
-    neither brightness nor colour tells the class.
+    by a multiple of 90 degrees, mirrored or not, brought to a random brightness and contrast and given a random tint, so
+    that neither brightness nor colour tells the class.
 
     Arguments:
         seed: of the crops.

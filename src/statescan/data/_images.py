@@ -56,6 +56,13 @@ class LabelledImages:
         return self.targets.ndim == 2
 
     @property
+    def spectrum(self) -> int | None:
+        """How many channels its arrays have where these are no pictures of 1, 3 or 4; None for pictures."""
+        first = self.images[0]
+        channels = first.shape[2] if isinstance(first, np.ndarray) and first.ndim == 3 else 3
+        return None if channels in (1, 3, 4) else channels
+
+    @property
     def counts(self) -> Tensor:
         """How many images show each class."""
         if self.multilabel:
@@ -202,7 +209,7 @@ def find_images(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
     import glob
 
     found: dict[Path, None] = {}
-    for source in map(os.fspath, sources):
+    for source in [os.fspath(source) for source in sources]:
         path = Path(source)
         if path.is_dir():
             files = image_files(path)
@@ -285,12 +292,68 @@ def read_images(
         ValueError: an unknown name, an empty folder or class, one class only, labels that do not fit.
     """
     name = os.fspath(source)
+    found, skipped = _labelled(source, labels, seed=seed, strict=strict, decode=decode)
+    return _parts(found, tuple(skipped), name, validation_fraction, test_fraction, seed)
+
+
+def images_to_try(
+    source: str | os.PathLike[str],
+    classes: tuple[str, ...],
+    *,
+    part: str | None = None,
+    labels: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    strict: bool = False,
+    decode: bool = True,
+) -> tuple[LabelledImages, tuple[tuple[str, str], ...]]:
+    """Images to try a trained model on, whose classes these are, and the files that could not be read.
+
+    Arguments:
+        source, labels, seed, strict, decode: see `read_images`.
+        classes: names; those of the source must be among them.
+        part: ``train``, ``validation``, ``test`` or ``all``; None: the test's where the source is divided, else all.
+
+    Raises:
+        ValueError: a class that the model does not know, or a part that is not there.
+    """
+    found, skipped = _labelled(source, labels, seed=seed, strict=strict, decode=decode, classes=classes)
+    wanted = part or next((name for name in ("test", "validation", "") if name in found), "all")
+    if wanted != "all" and wanted not in found:
+        shown = ", ".join(name or "all" for name in found)
+        raise ValueError(f"part: {os.fspath(source)!r} has no part {wanted!r}; it has {shown}")
+    chosen = list(found.values()) if wanted == "all" else [found[wanted]]
+    unknown = [name for name in chosen[0].classes if name not in classes]
+    if unknown:
+        raise ValueError(
+            f"data: class {unknown[0]!r} is none of the model's; it knows {', '.join(classes[:10])}"
+            f"{', …' if len(classes) > 10 else ''}"
+        )
+    images = [image for some in chosen for image in some.images]
+    targets = torch.cat([some.targets for some in chosen])
+    order = torch.tensor([classes.index(name) for name in chosen[0].classes])
+    if targets.ndim == 1:
+        return LabelledImages(images, order[targets], classes), tuple(skipped)
+    placed = torch.zeros(len(targets), len(classes))
+    placed[:, order] = targets
+    return LabelledImages(images, placed, classes), tuple(skipped)
+
+
+def _labelled(
+    source: str | os.PathLike[str],
+    labels: str | os.PathLike[str] | None,
+    *,
+    seed: int,
+    strict: bool,
+    decode: bool,
+    classes: tuple[str, ...] | None = None,
+) -> tuple[dict[str, LabelledImages], list[tuple[str, str]]]:
+    """What a source holds, by part ('' where it is not divided), and the files that could not be read."""
+    name = os.fspath(source)
     if name in IMAGE_DATA:
-        made = [LabelledImages(list(images), targets, classes) for images, targets, classes in IMAGE_DATA[name](seed)]
-        return ImageParts(*made)
+        made = [LabelledImages(list(images), targets, names) for images, targets, names in IMAGE_DATA[name](seed)]
+        return dict(zip(("train", "validation", "test"), made, strict=True)), []
     if name.startswith("datasets:"):
-        found = {part: LabelledImages(*fields) for part, fields in hub_images(name).items()}
-        return _parts(found, (), name, validation_fraction, test_fraction, seed)
+        return {part: LabelledImages(*fields) for part, fields in hub_images(name).items()}, []
     root = Path(source)
     if not root.exists():
         near = get_close_matches(name, IMAGE_DATA, n=1)
@@ -303,14 +366,14 @@ def read_images(
     kept = [row for row, fine in zip(rows, good, strict=True) if fine]
     if not kept:
         raise ValueError(f"data: none of the {len(rows)} images in {name!r} can be read")
-    return _parts(_divide(kept, rows, name), tuple(skipped), name, validation_fraction, test_fraction, seed)
+    return _divide(kept, rows, name, classes), skipped
 
 
 def _by_folder(root: Path) -> list[Label]:
     """A row an image: its class is the subfolder, its part the folder above."""
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     divided = [path for path in folders if path.name.lower() in PARTS]
-    if not any(PARTS[path.name.lower()] == "train" for path in divided):
+    if not divided:
         return _classes(root, folders, "")
     others = sorted(path.name for path in folders if path not in divided)
     if others:
@@ -341,17 +404,20 @@ def _classes(root: Path, folders: Sequence[Path], part: str) -> list[Label]:
     return rows
 
 
-def _divide(kept: list[Label], rows: list[Label], name: str) -> dict[str, LabelledImages]:
+def _divide(
+    kept: list[Label], rows: list[Label], name: str, known: tuple[str, ...] | None
+) -> dict[str, LabelledImages]:
     """Labels as numbers, by part ('' for not divided)."""
     multilabel = any(row.multilabel for row in rows)
     learnt = [row for row in rows if row.part in ("", "train")]
-    classes = tuple(sorted({label for row in learnt for label in row.labels}))
+    classes = known or tuple(sorted({label for row in learnt for label in row.labels}))
     numbers = {label: index for index, label in enumerate(classes)}
     for row in rows:
         unknown = [label for label in row.labels if label not in numbers]
         if unknown:
             raise ValueError(
-                f"data: {str(row.path)!r} shows class {unknown[0]!r}, which the training part has not; it has "
+                f"data: {str(row.path)!r} shows class {unknown[0]!r}, which {'the model' if known else 'the training part'} "
+                "does not know; known: "
                 f"{', '.join(classes[:10])}{', …' if len(classes) > 10 else ''}"
             )
     if len(classes) < 2 and not multilabel:

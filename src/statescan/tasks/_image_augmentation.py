@@ -26,7 +26,7 @@ class Augmentation:
             blurred, then changed colours (Touvron et al. 2022). They are for three channels.
         operations: how many of them, of ``randaugment``.
         magnitude: their strength, from 0 to 10, of ``randaugment``.
-        erasing: probability that a rectangle of an image is set to the mean.
+        erasing: probability that a rectangle of an image is made grey.
         mixup: parameter of the beta distribution of the proportion in which two images are added (Zhang et al. 2018); 0
             for never.
         cutmix: likewise for a rectangle of another image that is put in (Yun et al. 2019).

@@ -39,11 +39,13 @@ class ImagePreparation:
     crop: float = 1.0
 
     @classmethod
-    def of(cls, model: Any, classes: tuple[str, ...], **others: Any) -> ImagePreparation:
+    def of(
+        cls, model: Any, classes: tuple[str, ...], *, multilabel: bool = False, crop: float = 1.0
+    ) -> ImagePreparation:
         """For a model: its size, ImageNet's normalisation where it reads three channels."""
         channels = model.config.in_channels
         mean, std = (MEAN, STD) if channels == 3 else ((0.5,) * channels, (0.25,) * channels)
-        return cls(**({"size": model.config.image_shape, "mean": mean, "std": std, "classes": classes} | others))
+        return cls(model.config.image_shape, mean, std, classes, multilabel, crop)
 
     @classmethod
     def load(cls, folder: Path, model: Any) -> ImagePreparation:
@@ -58,7 +60,8 @@ class ImagePreparation:
             return cls.of(model, tuple(str(number) for number in range(outputs)))
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
-            made = cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+            values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+            made = cls(**values)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: not what training an image model writes: {error}") from None
         if len(made.classes) != outputs or len(made.mean) != model.config.in_channels:

@@ -71,10 +71,10 @@ class ImagePreparation:
             )
         return made
 
-    def save(self, folder: Path) -> None:
-        """Write `FILE` into a model's folder."""
+    def save(self, folder: Path, *, name: str = FILE) -> None:
+        """Write a file of this into a folder; the default name is that beside a model."""
         text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
-        (folder / FILE).write_text(text + "\n", encoding="utf-8")
+        (folder / name).write_text(text + "\n", encoding="utf-8")
 
     @property
     def channels(self) -> int:

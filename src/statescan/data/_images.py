@@ -447,16 +447,16 @@ def _parts(
     train = found.get("train", found.get(""))
     if train is None:
         raise ValueError(f"data: {name!r} has nothing to learn from; it has {', '.join(found)}")
-    for part, fraction, offset in (("test", test_fraction, 0), ("validation", validation_fraction, 1)):
-        if part not in found:
-            if part == "test" and "validation" in found:
-                found["test"] = found["validation"]  # as image folders are used: one held-out part
-                continue
-            train, found[part] = train.split(fraction, seed=seed + offset)
     empty = [train.classes[i] for i, count in enumerate(train.counts.tolist()) if not count]
     if empty:
         raise ValueError(
             f"data: no image of class {empty[0]!r} that can be read is left to learn from in {name!r}; add some, or "
             "remove the class"
         )
+    for part, fraction, offset in (("test", test_fraction, 0), ("validation", validation_fraction, 1)):
+        if part not in found:
+            if part == "test" and "validation" in found:
+                found["test"] = found["validation"]  # as image folders are used: one held-out part
+                continue
+            train, found[part] = train.split(fraction, seed=seed + offset)
     return ImageParts(train, found["validation"], found["test"], skipped)

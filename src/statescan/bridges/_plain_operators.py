@@ -1,8 +1,8 @@
 """The library's operators in terms of torch's own, for programs that must run without the library.
 
 The recurrence h_t = a_t h_{t-1} + b_t of length L is unrolled by doubling (Hillis and Steele 1986): after k of log2 L
-rounds, each position has seen the 2^k positions up to it. So the graph has a few nodes a round, not a few a position; the work is
-L log L, and products of decays never leave [0, 1], so nothing overflows.
+rounds, each position has seen the 2^k positions up to it. So the graph has a few nodes a round, not a few a position; the
+work is L log L, and products of decays never leave [0, 1], so nothing overflows.
 """
 
 from __future__ import annotations

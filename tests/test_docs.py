@@ -1,8 +1,8 @@
 """What README and docs say is run: every Python block as it stands, every command, and the documentation's own build.
 
-A page is read from top to bottom in an empty folder with two text files and a folder of images. Commands that train do so for
-a few steps of a very small model. A block under a comment ``<!-- not run: why -->`` is only held to flags that exist, if it
-holds commands.
+A page is read from top to bottom in an empty folder with two text files and a folder of images. Commands that train do so
+for a few steps of a very small model. A block under a comment ``<!-- not run: why -->`` is only held to flags that exist, if
+it holds commands.
 """
 
 import contextlib

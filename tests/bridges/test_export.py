@@ -13,6 +13,29 @@ from statescan.bridges import _plain_operators as plain
 from statescan.bridges.export import export_model
 from statescan.cli import main
 
+#: The smallest classifier of each family.
+SMALLEST = (
+    "vim_micro",
+    "lbvim_micro",
+    "local_vim_tiny",
+    "plainmamba_tiny",
+    "rsmamba_tiny",
+    "adventurer_micro",
+    "vit_micro",
+    "vmamba_tiny",
+    "local_vmamba_tiny",
+    "efficient_vmamba_tiny",
+    "msvmamba_tiny",
+    "res_vmamba_tiny",
+    "efficient_vim_tiny",
+    "mobile_mamba_tiny",
+    "spatial_mamba_test",
+    "vssd_test",
+    "vim2_nano",
+    "mhs_vm_classifier_tiny",
+    "mambaout_test",
+)
+
 
 def test_doubling_is_the_recurrence():
     torch.manual_seed(0)
@@ -100,3 +123,11 @@ def test_a_program_of_the_library_keeps_its_operators(tmp_path):
     program = torch.export.load(found.path)
     assert any("statescan.selective_scan" in str(node.target) for node in program.graph.nodes)
     assert program.module()(torch.zeros(5, 3, 8, 8)).shape == (5, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALLEST)
+def test_every_family_becomes_a_program(name, tmp_path):
+    torch.manual_seed(0)
+    found = export_model(statescan.create_model(name, num_classes=3, image_size=64), tmp_path / "m.pt2", plain=True)
+    assert found.difference < 1e-4 * max(1.0, found.largest)

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -355,3 +356,24 @@ def test_the_loss_is_that_of_its_targets():
     scores = batch["images"].mean((2, 3))
     wanted = torch.nn.functional.binary_cross_entropy_with_logits(scores, batch["targets"]) * 5
     assert torch.allclose(loss, wanted)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_alike_in_copies_and_in_shards(stripes):
+    from tests.tasks._runs import finish, start
+
+    rows = {}
+    for strategy in ("ddp", "fsdp"):
+        out = stripes / strategy
+        line = (
+            f"train classification --data {stripes}/photos --model vim_micro --set dim=16 depth=1 state_dim=4 --size 16"
+        )
+        line += f" --steps 4 --checkpoint-every 2 --batch-size 4 --ema 0.9 --devices 2 --strategy {strategy}"
+        line += f" --accelerator cpu --no-progress --out {out}"
+        finish(start([sys.executable, "-m", "statescan.cli", *line.split()]))
+        with (out / "metrics.csv").open() as file:
+            rows[strategy] = [[float(cell or 0) for cell in row.values()] for row in csv.DictReader(file)]
+    np.testing.assert_allclose(rows["ddp"], rows["fsdp"], rtol=1e-4)
+    first, second = (statescan.load(stripes / name).state_dict() for name in rows)
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, second[name], rtol=1e-4, atol=1e-6)

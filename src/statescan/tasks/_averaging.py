@@ -64,12 +64,14 @@ class WeightAverage(Callback):
         try:
             yield
         finally:
+            _reshard(model)
             for name, tensor in _tensors(model):
-                tensor.copy_(kept[name])
+                tensor.detach().copy_(kept[name])
 
     @torch.no_grad()
     def leave(self, model: Any) -> None:
         """Make the mean the model's weights."""
+        _reshard(model)
         for name, tensor in _tensors(model):
             if name in self.mean:
                 _copy(tensor, self.mean[name])
@@ -79,6 +81,13 @@ def _tensors(model: Any) -> list[tuple[str, Tensor]]:
     """Parameters and floating-point buffers by name, each once."""
     buffers = [(name, buffer) for name, buffer in model.named_buffers() if buffer.is_floating_point()]
     return [*model.named_parameters(), *buffers]
+
+
+def _reshard(model: Any) -> None:
+    """Under FSDP, what an evaluation left whole is divided again; the weights are then the shards that training has."""
+    for module in model.modules():
+        if hasattr(module, "reshard"):
+            module.reshard()
 
 
 def _whole(tensor: Any) -> Tensor:

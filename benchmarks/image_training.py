@@ -73,7 +73,7 @@ def mambaout_at(target: float) -> dict[str, Any]:
     """The widths of MambaOut whose multiply-adds are nearest to a model's."""
     config = statescan.model_info("mambaout_test").config
     best: tuple[float, dict[str, Any]] | None = None
-    for part in range(4, 41):
+    for part in range(8, 97, 2):
         fields = {"widths": tuple(max(4, 4 * round(width * part / 64)) for width in config.widths)}
         distance = abs(math.log(millions("mambaout_test", fields) / target))
         if best is None or distance < best[0]:

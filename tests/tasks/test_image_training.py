@@ -82,6 +82,8 @@ def test_classes_are_learnt_and_files_named(stripes, capsys):
     assert len(rows) == 24 and sum(row["class_1"] == "upright" for row in rows) > 20
     assert abs(float(rows[0]["probability_1"]) + float(rows[0]["probability_2"]) - 1) < 1e-5
     capsys.readouterr()
+    assert main(["predict", str(run)]) == 2
+    assert "images: none given" in capsys.readouterr().err
     assert main(["predict", str(run), str(stripes / "photos" / "lying" / "bad.png")]) == 2
     assert "none of 1 files can be read as an image" in capsys.readouterr().err
     assert main(["evaluate", "classification", str(run), "--data", "digits"]) == 2
@@ -123,6 +125,10 @@ def test_several_classes_an_image(tmp_path, capsys):
     assert result.test["auroc"] > 0.9 and result.test["auprc"] > 0.9
     assert main(["predict", str(tmp_path / "run"), str(tmp_path / "photos/3.png"), "--format", "json"]) == 0
     (answer,) = json.loads(capsys.readouterr().out)
+    (tmp_path / "kinds" / "red").mkdir(parents=True)
+    (tmp_path / "photos/1.png").rename(tmp_path / "kinds/red/1.png")
+    assert main(["evaluate", "classification", str(tmp_path / "run"), "--data", str(tmp_path / "kinds")]) == 2
+    assert "labelled with one class an image, the model learnt several" in capsys.readouterr().err
     assert {c["name"] for c in answer["classes"]} == {"red", "blue"}
 
 

@@ -106,7 +106,18 @@ class TrainingSettings:
 
 #: Settings that a resumed run may change: they alter neither weights nor metrics.
 FREE = frozenset(
-    {"out", "resume", "overwrite", "progress", "checkpoint_every", "accelerator", "devices", "nodes", "strategy"}
+    {
+        "out",
+        "resume",
+        "overwrite",
+        "progress",
+        "checkpoint_every",
+        "accelerator",
+        "devices",
+        "nodes",
+        "strategy",
+        "workers",
+    }
 )
 
 

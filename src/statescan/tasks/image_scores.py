@@ -70,6 +70,12 @@ def score_images(
     """
     if not len(images):
         raise ValueError("images: there are none to try the model on")
+    if images.multilabel != preparation.multilabel:
+        one, several = "one class an image", "several classes an image"
+        raise ValueError(
+            f"data: labelled with {several if images.multilabel else one}, the model learnt "
+            f"{several if preparation.multilabel else one}; give a table of labels of that kind"
+        )
     began = time.perf_counter()
     scores = torch.cat([s for s, _ in class_scores(model, preparation, images, batch_size=batch_size, workers=workers)])
     seconds = time.perf_counter() - began

@@ -63,6 +63,8 @@ def predict_images(
     """
     if top < 1:
         raise ValueError(f"top: expected at least 1, got {top}")
+    if not files:
+        raise ValueError("images: none given; name files, folders or patterns")
     good, skipped = usable(files, strict=strict)
     kept = [path for path, fine in zip(files, good, strict=True) if fine]
     if not kept:

@@ -76,6 +76,8 @@ class ClassificationTraining(TrainingSettings):
     weight_decay: float = 0.05
     #: AdamW's decay rates of the running mean and of the mean square.
     betas: tuple[float, float] = (0.9, 0.999)
+    #: Steps of linear warm-up; 0: a twentieth of the run, or the recipe's part of it.
+    warmup: int = 0
     #: Learning rate at the end, as a fraction of the highest.
     final_learning_rate: float = 0.01
     #: Each layer's learning rate as a part of the next one's; below 1 for fine-tuning.
@@ -178,7 +180,7 @@ class ClassificationTraining(TrainingSettings):
             for name in ("validate_every", "checkpoint_every"):
                 if getattr(self, name) == max(1, self.steps // 10):
                     changed[name] = max(1, steps // 10)
-        if self.warmup == 100:
+        if not self.warmup:
             part = RECIPES[self.recipe].warmup / RECIPES[self.recipe].epochs if self.recipe is not None else 0.05
             changed["warmup"] = max(1, round(part * steps))
         return dataclasses.replace(self, steps=steps, **changed)

@@ -62,7 +62,7 @@ def material(discrete: bool) -> tuple[Any, ...]:
     """Text to learn from and held out, images likewise, and their codec."""
     text = np.frombuffer("\n\n".join(topics[name] for name in sorted(topics)).encode(), np.uint8)
     cut = round(0.9 * len(text))
-    held_out, images = data.read_images("digits").split(0.1, seed=0)
+    held_out, images = data.read_captioned_images("digits").split(0.1, seed=0)
     codec = data.PatchCodec.fit(images.images, patch=PATCH, entries=CODEBOOK if discrete else 0)
     return text[:cut], text[cut:], images, held_out, codec
 

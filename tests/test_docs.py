@@ -1,7 +1,8 @@
 """What README and docs say is run: every Python block as it stands, every command, and the documentation's own build.
 
-A page is read from top to bottom in an empty folder with two text files. Commands that train do so for a few steps of a
-very small model. A block under a comment ``<!-- not run: why -->`` is only held to flags that exist, if it holds commands.
+A page is read from top to bottom in an empty folder with two text files and a folder of images. Commands that train do so
+for a few steps of a very small model. A block under a comment ``<!-- not run: why -->`` is only held to flags that exist, if
+it holds commands.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from statescan import cli
 
@@ -32,6 +34,12 @@ SMALL = {
 }
 SMALL_TEXT = SMALL | {"--length": ["32"]}
 SMALL_SEQUENCES = {"--steps": ["2"]}
+SMALL_IMAGES = {
+    "--epochs": ["0.2"],
+    "--batch-size": ["4"],
+    "--set": ["dim=16", "depth=1", "state_dim=4"],
+    "--size": ["8"],
+}
 SMALL_ARENA = {
     "--steps": ["2"],
     "--batch-size": ["2"],
@@ -126,6 +134,7 @@ def _shorter(words):
         "distillation": SMALL_CHAIN,
         "hyperspectral": SMALL_CUBE,
         "records": SMALL_RECORDS,
+        "classification": SMALL_IMAGES,
     }
     replaced = kinds.get(words[2] if len(words) > 2 else "", SMALL_TASK)
     if words[1] == "experiment":
@@ -146,6 +155,10 @@ def test_commands_run(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "book.txt").write_text(BOOK)
     (tmp_path / "other.txt").write_text(BOOK[:400])
+    for colour in ("red", "blue"):
+        (tmp_path / "photos" / colour).mkdir(parents=True)
+        for number in range(6):
+            Image.new("RGB", (12, 12), colour).save(tmp_path / "photos" / colour / f"{number}.png")
     for block in _blocks(page, "console"):
         for words in _commands(block["text"]):
             _check(words)

@@ -90,7 +90,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(material, monkeypatch):
 
 
 def batches(material, *, discrete, **options):
-    images = data.read_images(material / "images.npz")
+    images = data.read_captioned_images(material / "images.npz")
     codec = data.PatchCodec.fit(images.images, patch=2, entries=6 if discrete else 0)
     text = np.frombuffer((material / "text.txt").read_bytes(), np.uint8)
     return MultimodalBatches(text, images, codec, text_length=16, batch_size=4, discrete=discrete, **options)

@@ -24,7 +24,7 @@ _SHARD_BYTES = 4 << 30
 #: Fields of a published config that say which tokens begin, end and pad a text: they travel through every layout.
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 #: What lies beside a model and belongs to it.
-_BESIDE = (*TOKENIZER_FILES, "generation_config.json", "special_tokens_map.json", "chat_template.jinja")
+_BESIDE = (*TOKENIZER_FILES, "generation_config.json", "special_tokens_map.json", "chat_template.jinja", "images.json")
 #: Parameters of the recurrence: rounded to half precision, they change the timescales of a model. A router's correction
 #: decides between experts that are nearly equal.
 _WIDE = ("A_log", "D", "delta_bias", "correction")

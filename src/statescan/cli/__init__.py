@@ -24,7 +24,6 @@ from typing import Any
 _EXTRAS = {
     "pytorch_lightning": "train",
     "matplotlib": "train",
-    "PIL": "train",
     "transformers": "hf",
     "lm_eval": "eval",
     "datasets": "eval",
@@ -33,6 +32,13 @@ _EXTRAS = {
     "h5py": "signals",
     "spectral": "signals",
     "wfdb": "signals",
+    "kornia": "images",
+    "PIL": "images",
+    "skimage": "images",
+    "torchmetrics": "images",
+    "onnx": "export",
+    "onnxscript": "export",
+    "onnxruntime": "export",
 }
 
 _USAGE = """usage: statescan COMMAND [OPTIONS]

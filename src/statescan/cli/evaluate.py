@@ -1,10 +1,12 @@
-"""Measure language models: bits per byte of a text (`language`), tasks of the LM Evaluation Harness (`lm-eval`).
+"""Measure models: bits per byte of a text (`language`), tasks of the LM Evaluation Harness (`lm-eval`), images
+(`classification`).
 
 examples:
   statescan evaluate language runs/book --data held_out.txt
   statescan evaluate language runs/book --data "notes/*.md" --mode strided --window 512 --json
   statescan evaluate lm-eval runs/book --tasks lambada_openai piqa --limit 100
   statescan evaluate lm-eval runs/book --tasks my_task --include-path my_tasks
+  statescan evaluate classification runs/photos --data other_photos
 """
 
 from __future__ import annotations
@@ -152,4 +154,66 @@ def _rows(results: dict[str, dict[str, Any]]) -> list[tuple[str, str, str, str]]
     return rows
 
 
-COMMANDS = {"language": language, "lm-eval": lm_eval}
+def classification(
+    model: Annotated[str, tyro.conf.Positional],
+    *,
+    data: str,
+    labels: Path | None = None,
+    part: Literal["train", "validation", "test", "all"] | None = None,
+    strict: bool = False,
+    batch_size: int = 32,
+    workers: int = 0,
+    device: str | None = None,
+    out: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Print how well an image model names images: of all, of each class, and which classes it takes for which.
+
+    For instance:
+
+      statescan evaluate classification runs/photos --data other_photos
+
+    Args:
+        model: folder or hub id of a trained image model.
+        data: a folder of images, a name, or datasets:NAME, as in training.
+        labels: a .csv file of labels, as in training.
+        part: of the data; by default the test's where the data are divided, else all.
+        strict: an image that cannot be read is an error; else it is named, counted and left out.
+        batch_size: images at a time.
+        workers: processes that read images.
+        device: such as cpu or cuda:0; by default a GPU if there is one.
+        out: a folder for the figures: evaluation.json, evaluation_classes.csv, confusion.csv.
+        json: print data instead of tables.
+    """
+    from statescan.cli import _images, _print
+    from statescan.data import images_to_try
+    from statescan.tasks.classification import say_skipped, write_scores
+    from statescan.tasks.image_scores import score_images
+
+    loaded, preparation = _images.load(model, device=device)
+    images, skipped = images_to_try(data, preparation.classes, part=part, labels=labels, strict=strict)
+    say_skipped(skipped)
+    score = score_images(loaded, preparation, images, batch_size=batch_size, workers=workers)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        write_scores(out, score, prefix="evaluation")
+    if json:
+        _print.as_json({"model": model, "data": data, "skipped": len(skipped), **score.as_dict()})
+        return
+    rows = [(name.replace("_", " "), f"{value:.4f}") for name, value in score.numbers.items()]
+    rows += [("images", f"{score.images:,}"), ("images a second", f"{score.images / score.seconds:,.1f}")]
+    _print.table(f"{model}, {data}", ("what", "result"), rows)
+    heads = list(score.classes[0])
+    lines = [[_cell(value) for value in row.values()] for row in score.classes]
+    _print.table("each class", heads, lines)
+    if score.confusion is not None and len(score.confusion) <= 20:
+        names = [row["name"] for row in score.classes]
+        table = [[name, *row] for name, row in zip(names, score.confusion, strict=True)]
+        _print.table("images of (row) taken for (column)", ["", *names], table)
+
+
+def _cell(value: Any) -> Any:
+    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else value
+
+
+COMMANDS = {"language": language, "lm-eval": lm_eval, "classification": classification}

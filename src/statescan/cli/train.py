@@ -1,7 +1,7 @@
-"""Train models: on text (`language`), on text and images (`multimodal`), to classify sequences (`sequence`), hyperspectral
-cubes (`hyperspectral`) or electrocardiograms (`records`), on the Long Range Arena (`lra`), on generated tasks
-(`synthetic`), to forecast series (`forecast`), to act with memory (`reinforcement`), image classifiers of several sizes from
-one teacher (`distillation`).
+"""Train models: on text (`language`), on text and images (`multimodal`), to classify sequences (`sequence`), images
+(`classification`), hyperspectral cubes (`hyperspectral`) or electrocardiograms (`records`), on the Long Range Arena
+(`lra`), on generated tasks (`synthetic`), to forecast series (`forecast`), to act with memory (`reinforcement`), image
+classifiers of several sizes from one teacher (`distillation`).
 
 examples:
   statescan train language --data book.txt --model mamba_tiny --steps 1000 --out runs/book
@@ -10,6 +10,7 @@ examples:
   statescan train multimodal --text book.txt --images digits --model mixture_of_mamba_tiny --out runs/both
   statescan train sequence --data digits --model s4d_tiny --out runs/digits
   statescan train sequence --data words_TRAIN.ts --test-data words_TEST.ts --model s5_tiny --out runs/words
+  statescan train classification --data photos --model vim_tiny --epochs 30 --recipe vim --out runs/photos
   statescan train hyperspectral --data PaviaU.mat --labels PaviaU_gt.mat --split blocks --out runs/pavia
   statescan train records --data training --weights weights.csv --model ecg_mamba --out runs/ecg
   statescan train lra --task listops --model s4d --length 128 --width 64 --examples 5000 --steps 2000 --out runs/listops
@@ -98,6 +99,11 @@ COMMANDS = {
     ),
     "sequence": _command(
         tasks.SequenceTraining, tasks.train_sequence, "Train a classifier, or a regression, on labelled sequences."
+    ),
+    "classification": _command(
+        tasks.ClassificationTraining,
+        tasks.train_classification,
+        "Train an image model to tell classes, on images of your own.",
     ),
     "hyperspectral": _command(
         tasks.CubeTraining,

@@ -1,7 +1,7 @@
 """Data: readers of a user's text, and generators of the synthetic tasks."""
 
 from statescan.data._arena import ARENA, ArenaData, ArenaTask, arena_task, read_arena
-from statescan.data._captioned import CaptionedImages, PatchCodec, k_means, read_images
+from statescan.data._captioned import CaptionedImages, PatchCodec, k_means, read_captioned_images
 from statescan.data._chains import (
     Arithmetic,
     ChainTask,
@@ -34,6 +34,18 @@ from statescan.data._cubes import (
     map_accuracy,
     read_cube,
     split_pixels,
+)
+from statescan.data._image_batches import ImageBatch, ImageBatches, Views
+from statescan.data._images import (
+    IMAGE_DATA,
+    ImageParts,
+    LabelledImages,
+    find_images,
+    image_files,
+    images_to_try,
+    read_image,
+    read_images,
+    usable,
 )
 from statescan.data._induction import InductionHead, InductionHeads, induction_head_sequences
 from statescan.data._listops import LISTOPS_VOCABULARY, ListOps, evaluate_listops, listops_tokens, listops_value
@@ -76,6 +88,7 @@ __all__ = [
     "ENVIRONMENTS",
     "EQUIVALENT_DIAGNOSES",
     "IGNORED",
+    "IMAGE_DATA",
     "LEADS",
     "LISTOPS_VOCABULARY",
     "MADE_DIAGNOSES",
@@ -97,9 +110,13 @@ __all__ = [
     "EditDistance",
     "ForecastBatch",
     "HubSource",
+    "ImageBatch",
+    "ImageBatches",
+    "ImageParts",
     "InductionHead",
     "InductionHeads",
     "LabelAccuracy",
+    "LabelledImages",
     "LabelledSequences",
     "LastOccurrence",
     "ListOps",
@@ -134,6 +151,7 @@ __all__ = [
     "TokenBatch",
     "TokenBatches",
     "TokenStream",
+    "Views",
     "Windows",
     "adding",
     "arena_task",
@@ -147,7 +165,10 @@ __all__ = [
     "delay",
     "edit_distances",
     "evaluate_listops",
+    "find_images",
     "fingerprint",
+    "image_files",
+    "images_to_try",
     "induction_head_sequences",
     "k_means",
     "label_accuracy",
@@ -166,8 +187,10 @@ __all__ = [
     "pathfinder",
     "pathfinder_batch",
     "read_arena",
+    "read_captioned_images",
     "read_challenge_weights",
     "read_cube",
+    "read_image",
     "read_images",
     "read_record",
     "read_record_header",
@@ -182,5 +205,6 @@ __all__ = [
     "synthetic_task",
     "text_files",
     "tokenize",
+    "usable",
     "write_tokens",
 ]

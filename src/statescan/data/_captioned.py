@@ -42,7 +42,7 @@ class CaptionedImages:
         return self.select(order[:first]), self.select(order[first:])
 
 
-def read_images(source: str | os.PathLike[str]) -> CaptionedImages:
+def read_captioned_images(source: str | os.PathLike[str]) -> CaptionedImages:
     """Images with captions.
 
     Arguments:

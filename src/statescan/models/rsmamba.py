@@ -119,7 +119,8 @@ class MultiPath(nn.Module):
         if permutation is not None:
             orders.append(x[:, permutation])
         out, _ = self.mixer(norm(torch.cat(orders)))
-        parts = list(out.chunk(len(orders)))
+        # not chunk: a program for any number of images is traced without knowing it
+        parts = list(out.unflatten(0, (len(orders), x.shape[0])).unbind(0))
         if self.backward:
             parts[1] = parts[1].flip(1)
         if permutation is not None:

@@ -2,6 +2,7 @@
 
 from statescan.tasks._run_folder import first_process
 from statescan.tasks._students import Student, image_flops, shrink
+from statescan.tasks.classification import ClassificationTraining, train_classification
 from statescan.tasks.cubes import CubeTraining, classify_cube, draw_map, train_hyperspectral
 from statescan.tasks.evaluation import LanguageScore, evaluate_language
 from statescan.tasks.experiment import (
@@ -26,6 +27,7 @@ from statescan.tasks.synthetic import SyntheticTraining, train_synthetic
 
 __all__ = [
     "ArithmeticExperiment",
+    "ClassificationTraining",
     "CopyExperiment",
     "CubeTraining",
     "DistillationResult",
@@ -56,6 +58,7 @@ __all__ = [
     "image_flops",
     "run_experiment",
     "shrink",
+    "train_classification",
     "train_distillation",
     "train_forecast",
     "train_hyperspectral",

@@ -89,8 +89,11 @@ class Recorder(Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Once a step is whole, record it."""
         module: Learner = pl_module
-        given = batch["tokens"] if "tokens" in batch else batch["inputs"]  # (batch, length), (batch, length, channels)
-        self.tokens += given.shape[:2].numel() * trainer.world_size
+        if "images" in batch:  # (batch, channels, height, width): each counts as one
+            self.tokens += batch["images"].shape[0] * trainer.world_size
+        else:  # (batch, length), (batch, length, channels)
+            given = batch["tokens"] if "tokens" in batch else batch["inputs"]
+            self.tokens += given.shape[:2].numel() * trainer.world_size
         step = trainer.global_step
         if step == self._step:
             return

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from statescan.checkpoints import save
 from statescan.models import build_model
+from statescan.tasks._averaging import WeightAverage
 from statescan.tasks._callbacks import AtomicCheckpointIO, ProgressBar, Recorder
 from statescan.tasks._module import Learner, Measure, Sums
 from statescan.tasks._run_folder import RunFolder
@@ -38,6 +39,11 @@ class Objective:
         measure: the loss.
         carry_state: hand the model's state from batch to batch.
         enough: says of a validation's numbers whether training can stop.
+        groups: gives the optimiser's groups of a model's parameters; None: what the model says.
+        average: decay of an exponential mean of the weights, which is validated and saved in their place; 0 for none.
+        workers: processes that make batches.
+        callbacks: of Lightning, that come before the validation.
+        finish: gives what is saved of the trained model.
     """
 
     batches: MakeBatches
@@ -48,6 +54,11 @@ class Objective:
     measure: Measure
     carry_state: bool = False
     enough: Callable[[dict[str, float]], bool] = lambda numbers: False
+    groups: Callable[[Any], list[dict[str, Any]]] | None = None
+    average: float = 0.0
+    workers: int = 0
+    callbacks: tuple[Any, ...] = ()
+    finish: Callable[[Any], Any] = lambda model: model
 
 
 @dataclass(frozen=True)
@@ -78,27 +89,27 @@ class TrainingResult:
 class _Batches(lightning.LightningDataModule):
     """Begins where the run stands."""
 
-    def __init__(self, make: MakeBatches, accumulate: int) -> None:
+    def __init__(self, make: MakeBatches, accumulate: int, workers: int) -> None:
         super().__init__()
-        self._make, self._accumulate = make, accumulate
+        self._make, self._accumulate, self._workers = make, accumulate, workers
 
     def train_dataloader(self) -> Any:
         trainer: Any = self.trainer
         first = trainer.global_step * self._accumulate
-        return _loader(self._make(first, trainer.global_rank, trainer.world_size))
+        return _loader(self._make(first, trainer.global_rank, trainer.world_size), self._workers)
 
 
 def fit(
     model: Any, settings: TrainingSettings, folder: RunFolder, objective: Objective, *, tokenizer: Any = None
 ) -> TrainingResult:
-    """Train a model, or go on with it, and leave it in the run's folder, its tokenizer beside it.
+    """Train a model, or go on with it, and leave it in the run's folder, its tokenizer (or what saves itself) beside it.
 
     Raises:
         ValueError: where the folder cannot be written, or where the loss is not finite.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    # Weights and the two running means of AdamW.
-    resumed = folder.prepare(settings, needed=3 * 4 * parameters)
+    # Weights, the two running means of AdamW, and that of the weights.
+    resumed = folder.prepare(settings, needed=(4 if objective.average else 3) * 4 * parameters)
     began = time.perf_counter()
     bar = ProgressBar(settings.steps, objective.columns[-1])
     reports = [bar.report, _tensorboard(folder)]
@@ -106,17 +117,27 @@ def fit(
         recorder = Recorder(
             settings,
             folder,
-            loader=lambda trainer: _loader(objective.validation(0, trainer.global_rank, trainer.world_size)),
+            loader=lambda trainer: _loader(
+                objective.validation(0, trainer.global_rank, trainer.world_size), objective.workers
+            ),
             describe=objective.describe,
             columns=objective.columns,
             enough=objective.enough,
             reports=reports,
         )
+        average = WeightAverage(objective.average) if objective.average else None
         module = Learner(
-            model, settings, objective.measure, targets=objective.targets, carry_state=objective.carry_state
+            model,
+            settings,
+            objective.measure,
+            targets=objective.targets,
+            carry_state=objective.carry_state,
+            groups=objective.groups,
+            average=average,
         )
-        trainer = _trainer(settings, [recorder, *([bar] if settings.progress else [])])
-        data = _Batches(objective.batches, settings.accumulate)
+        before = [*objective.callbacks, *([average] if average is not None else [])]
+        trainer = _trainer(settings, [*before, recorder, *([bar] if settings.progress else [])])
+        data = _Batches(objective.batches, settings.accumulate, objective.workers)
         try:
             checkpoint = str(folder.checkpoint) if resumed else None
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -124,9 +145,11 @@ def fit(
             if isinstance(stopped.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from None
             raise
+        if average is not None:
+            average.leave(module.model)
         trained = _whole(trainer, module)
         if trainer.is_global_zero:
-            save(trained, folder.path, tokenizer=tokenizer)
+            save(objective.finish(trained), folder.path, tokenizer=tokenizer)
             picture = _draw(folder, settings, objective.columns)
         trainer.strategy.barrier()
     return TrainingResult(
@@ -167,8 +190,8 @@ def _trainer(settings: TrainingSettings, callbacks: list[Any]) -> Any:
     )
 
 
-def _loader(batches: IterableDataset) -> DataLoader:
-    return DataLoader(batches, batch_size=None, collate_fn=_as_dict)
+def _loader(batches: IterableDataset, workers: int = 0) -> DataLoader:
+    return DataLoader(batches, batch_size=None, collate_fn=_as_dict, num_workers=workers)
 
 
 def _as_dict(batch: Any) -> dict[str, Any]:

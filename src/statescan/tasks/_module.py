@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from torch.utils import _pytree as pytree
 
 from statescan.data import IGNORED, batch_seed
 from statescan.layers import ResidualBlock, State
+from statescan.layers.grid import GridBlock
+from statescan.tasks._averaging import WeightAverage
 from statescan.tasks._settings import TrainingSettings, rates_of
 
 
@@ -128,6 +131,8 @@ class Learner(lightning.LightningModule):
         measure: the loss.
         targets: how many targets a sequence can have.
         carry_state: hand the state, cut from its gradient, from batch to batch (truncated back-propagation).
+        groups: gives the optimiser's groups of the model's parameters; None: what the model says.
+        average: the mean of the weights that is evaluated in their place, if there is one.
     """
 
     def __init__(
@@ -138,9 +143,13 @@ class Learner(lightning.LightningModule):
         *,
         targets: int,
         carry_state: bool = False,
+        groups: Callable[[Any], list[dict[str, Any]]] | None = None,
+        average: WeightAverage | None = None,
     ) -> None:
         super().__init__()
         self.model = model
+        self.groups = groups
+        self.average = average
         self.settings = settings
         self.measure = measure
         self.targets = targets
@@ -164,16 +173,17 @@ class Learner(lightning.LightningModule):
 
         mesh: Any = self.device_mesh
         mesh = mesh["data_parallel"]
-        for block in [module for module in self.model.modules() if isinstance(module, ResidualBlock)]:
+        for block in [module for module in self.model.modules() if isinstance(module, (ResidualBlock, GridBlock))]:
             fully_shard(block, mesh=mesh)
         fully_shard(self.model, mesh=mesh)
         self._sharded = True
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and cosine."""
-        groups = with_rates(
-            self.model, self.model.parameter_groups(self.settings.weight_decay), rates_of(self.settings.learning_rates)
+        given = (
+            self.model.parameter_groups(self.settings.weight_decay) if self.groups is None else self.groups(self.model)
         )
+        groups = with_rates(self.model, given, rates_of(self.settings.learning_rates))
         optimizer = torch.optim.AdamW(groups, lr=self.settings.learning_rate, betas=self.settings.betas)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(self.settings))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -232,11 +242,12 @@ class Learner(lightning.LightningModule):
         self.model.eval()
         total = torch.zeros(3, dtype=torch.float64)
         state: State | None = None
-        for batch in loader:
-            batch = self.transfer_batch_to_device(batch, self.device, 0)
-            with self.trainer.precision_plugin.forward_context():
-                before = state if self.carry_state and not batch["fresh"] else None
-                _, sums, state = self.measure(self.model, batch, before)
-            total += sums.cpu()
+        with contextlib.nullcontext() if self.average is None else self.average.instead(self.model):
+            for batch in loader:
+                batch = self.transfer_batch_to_device(batch, self.device, 0)
+                with self.trainer.precision_plugin.forward_context():
+                    before = state if self.carry_state and not batch["fresh"] else None
+                    _, sums, state = self.measure(self.model, batch, before)
+                total += sums.cpu()
         self.model.train(training)
         return Sums(*self.reduce(total).tolist())

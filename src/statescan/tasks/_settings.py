@@ -117,6 +117,7 @@ FREE = frozenset(
         "devices",
         "nodes",
         "strategy",
+        "workers",
     }
 )
 

@@ -241,7 +241,7 @@ def train_multimodal(settings: MultimodalTraining) -> TrainingResult:
     demand(settings, "vocabularies", "model of text and images", "mixture_of_mamba_tiny")
     text = read_bytes(settings.text, pattern=settings.pattern)
     held_back = max(settings.text_length, round(settings.validation_fraction * len(text)))
-    images = data.read_images(settings.images)
+    images = data.read_captioned_images(settings.images)
     validating, learning = images.split(settings.validation_fraction, seed=settings.seed)
     discrete = not hasattr(model_info(settings.model).config, "patch_dim")
     codec = data.PatchCodec.fit(

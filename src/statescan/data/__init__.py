@@ -68,6 +68,7 @@ from statescan.data._sequences import SEQUENCE_DATA, LabelledSequences, Sequence
 from statescan.data._series import ForecastBatch, Series, SeriesWindows, check_fractions, read_series, shown_time
 from statescan.data._signals import adding, delay
 from statescan.data._state_tracking import ModularSum, Parity
+from statescan.data._stroke_digits import stroke_digits
 from statescan.data._synthetic import IGNORED, SyntheticBatch, SyntheticTask, batch_seed
 from statescan.data._tasks import SYNTHETIC_TASKS, synthetic_task
 from statescan.data._text import HubSource, TextPiece, read_text, text_files
@@ -202,6 +203,7 @@ __all__ = [
     "shown_time",
     "smooth_spectra",
     "split_pixels",
+    "stroke_digits",
     "synthetic_task",
     "text_files",
     "tokenize",

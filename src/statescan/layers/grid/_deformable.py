@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +48,7 @@ def deformable_aggregation(values: Tensor, offsets: Tensor, *, groups: int, offs
     numbers = numbers.permute(0, 3, 1, 2, 4).flatten(0, 1)  # (batch x groups, height, width, 27)
     steps, weights = numbers.split([2 * _POINTS, _POINTS], -1)
     image = values.unflatten(-1, (groups, -1)).permute(0, 3, 4, 1, 2).flatten(0, 1)
-    like = {"device": values.device, "dtype": values.dtype}
+    like: dict[str, Any] = {"device": values.device, "dtype": values.dtype}
     row, column = torch.arange(height, **like)[:, None, None], torch.arange(width, **like)[:, None]
     outer = torch.arange(_POINTS, device=values.device) // 3 - 1  # i; the inner one, j, runs fastest
     inner = torch.arange(_POINTS, device=values.device) % 3 - 1

@@ -81,8 +81,23 @@ def test_plain_forms_are_the_operators(groups):
     for reverse in (True, False):
         found = plain._linear_scan(a, b, None, None, None, reverse)[0]
         torch.testing.assert_close(found, ops.linear_scan(a, b, reverse=reverse))
-    with pytest.raises(NotImplementedError, match="an operator with resets has no plain form"):
-        plain._linear_scan(a, b, None, torch.ones(2, 9, dtype=torch.bool), None, False)
+    with pytest.raises(NotImplementedError, match="an operator with initial_state has no plain form"):
+        plain._linear_scan(a, b, b[:, 0], None, None, False)
+
+
+def test_plain_forms_forget_where_sequences_begin():
+    torch.manual_seed(0)
+    resets = torch.rand(2, 9) < 0.3
+    a, b = torch.rand(2, 9, 4), torch.randn(2, 9, 4)
+    for reverse in (True, False):
+        found = plain._linear_scan(a, b, None, resets, None, reverse)[0]
+        torch.testing.assert_close(found, ops.linear_scan(a, b, resets=resets, reverse=reverse))
+    A, B, C = -torch.rand(4, 3), *(torch.randn(2, 9, 1, 3) for _ in range(2))
+    found = plain._selective_scan(b, a, A, B, C, None, None, None, None, resets, None, False, False)[0]
+    torch.testing.assert_close(found, ops.selective_scan(b, a, A, B, C, resets=resets))
+    x = torch.randn(2, 9, 4, 2)
+    found = plain._ssd(x, a, A[:, 0], B, C, None, None, resets, None, 4)[0]
+    torch.testing.assert_close(found, ops.ssd(x, a, A[:, 0], B, C, resets=resets))
 
 
 def small(**fields):

@@ -37,6 +37,14 @@ def _refuse(**given: Any) -> None:
         raise NotImplementedError(f"export: an operator with {wrong[0]} has no plain form; image models use none")
 
 
+def _reset(decay: Tensor, resets: Tensor | None) -> Tensor:
+    """Decays (batch, length, …) that are zero where (batch, length) says that a sequence begins."""
+    if resets is None:
+        return decay
+    marks = resets.reshape(*resets.shape, *[1] * (decay.ndim - 2))
+    return torch.where(marks, torch.zeros_like(decay), decay)
+
+
 def _selective_scan(
     x: Tensor,
     delta: Tensor,
@@ -52,7 +60,7 @@ def _selective_scan(
     delta_softplus: bool,
     save_states: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _refuse(initial_state=initial_state, resets=resets, offsets=offsets)
+    _refuse(initial_state=initial_state, offsets=offsets)
     if A.is_complex():
         raise NotImplementedError("export: a scan with complex A has no plain form")
     u, step = x.float(), delta.float()
@@ -61,7 +69,7 @@ def _selective_scan(
     if delta_softplus:
         step = F.softplus(step)
     drive = (step * u)[..., None] * _rows(B, x.shape[2])
-    h = doubling_scan(torch.exp(step[..., None] * A), drive)
+    h = doubling_scan(_reset(torch.exp(step[..., None] * A), resets), drive)
     y = (h * _rows(C, x.shape[2])).sum(-1)
     if D is not None:
         y = y + D * u
@@ -137,10 +145,10 @@ def _ssd(
     offsets: Tensor | None,
     chunk_size: int,
 ) -> tuple[Tensor, Tensor]:
-    _refuse(initial_state=initial_state, resets=resets, offsets=offsets)
+    _refuse(initial_state=initial_state, offsets=offsets)
     u, heads = x.float(), x.shape[2]
     b, c = (w.float()[:, :, :, None].expand(-1, -1, -1, heads // w.shape[2], -1).flatten(2, 3) for w in (B, C))
-    decay = torch.exp(delta * A)[..., None, None]
+    decay = _reset(torch.exp(delta * A)[..., None, None], resets)
     states = doubling_scan(decay, (delta[..., None] * u)[..., None] * b[:, :, :, None])
     y = (states * c[:, :, :, None]).sum(-1)
     if D is not None:
@@ -187,10 +195,10 @@ def _linear_scan(
     offsets: Tensor | None,
     reverse: bool,
 ) -> tuple[Tensor, Tensor]:
-    _refuse(initial_state=initial_state, resets=resets, offsets=offsets)
+    _refuse(initial_state=initial_state, offsets=offsets)
     if a.is_complex() or b.is_complex():
         raise NotImplementedError("export: a complex linear scan has no plain form")
-    whole = a.float().expand_as(b) if a.ndim == 1 else a.float()
+    whole = _reset(a.float().expand_as(b) if a.ndim == 1 else a.float(), resets)
     if reverse:
         h = doubling_scan(whole.flip(1), b.float().flip(1))
         return h.flip(1), h[:, -1]

@@ -49,9 +49,8 @@ struct Scratch {
     float* scores;              // attention
 };
 
-// Weights come from memory once, in order: asked for this many bytes before they are used, pages' ends cost no wait.
-constexpr int kAhead = 4096;
-inline void prefetch(const void* p) { __builtin_prefetch(p); }
+// Weights come from memory once, in order, and are not asked for ahead of time: the processor's own prefetching into the
+// second cache has more requests under way than a core's instructions can.
 
 // ---- one row -------------------------------------------------------------------------------------------------
 
@@ -60,10 +59,8 @@ inline Block dot_float32(const uint8_t* block, const float* x, int64_t begin, in
     vfloat sums[4][kPartsOfBlock] = {};
     int64_t k = begin;
     for (; k + 4 <= end; k += 4, w += 4 * kBlock)
-        for (int i = 0; i < 4; ++i) {
-            prefetch(reinterpret_cast<const uint8_t*>(w + i * kBlock) + kAhead);
+        for (int i = 0; i < 4; ++i)
             for (int p = 0; p < kPartsOfBlock; ++p) sums[i][p] += load(w + i * kBlock + p * kLanes) * x[k + i];
-        }
     for (; k < end; ++k, w += kBlock)
         for (int p = 0; p < kPartsOfBlock; ++p) sums[0][p] += load(w + p * kLanes) * x[k];
     Block out;
@@ -81,7 +78,6 @@ inline Block dot_bfloat16(const uint8_t* block, const float* x, int64_t begin, i
     int64_t k = begin;
     for (; k + 4 <= end; k += 4, w += 8 * kBlock)
         for (int i = 0; i < 2; ++i) {
-            prefetch(w + i * 4 * kBlock + kAhead);
             for (int p = 0; p < kPartsOfBlock; ++p) {
                 const vint pair = load_int(w + i * 4 * kBlock + p * 4 * kLanes);
                 sums[2 * i][p] += low_half(pair) * x[k + 2 * i];
@@ -200,8 +196,6 @@ STATESCAN_VNNI inline Block dot_int8_vnni(const uint8_t* block, const Scratch& s
     const uint8_t* w = block + begin * kBlock;
     int64_t k = begin;
     for (; k + 8 <= end; k += 8, w += 8 * kBlock) {
-        prefetch(w + kAhead);
-        prefetch(w + kAhead + 64);
         const __m512i first = _mm512_loadu_si512(w), second = _mm512_loadu_si512(w + 64);
         add_bytes(high, first, four_bytes(s.high + k));
         add_bytes(low, first, four_bytes(s.low + k));
@@ -227,7 +221,6 @@ STATESCAN_VNNI inline Block dot_int4_vnni(const uint8_t* block, const Scratch& s
     for (int64_t k = begin; k < end; k += group, w += bytes) {
         __m512i high = _mm512_setzero_si512(), low = high, high2 = high, low2 = high;
         for (int64_t j = 0; j < group; j += 8) {
-            prefetch(w + 2 * kBlock + j * kBlock / 2 + kAhead);
             const __m512i eight = _mm512_loadu_si512(w + 2 * kBlock + j * kBlock / 2);
             const __m512i first = _mm512_and_si512(eight, nibble);
             const __m512i second = _mm512_and_si512(_mm512_maskz_srli_epi32(kAllLanes, eight, 4), nibble);

@@ -68,6 +68,20 @@ inline Block dot_float32(const uint8_t* block, const float* x, int64_t begin, in
     return out;
 }
 
+// Several blocks at once: where one comes to the end of a page of memory, the others go on.
+template <int count>
+inline void dot_float32_side_by_side(const uint8_t* block, int64_t bytes, const float* x, int64_t begin, int64_t end,
+                                     Block* out) {
+    vfloat sums[count][kPartsOfBlock] = {};
+    for (int64_t k = begin; k < end; ++k)
+        for (int b = 0; b < count; ++b) {
+            const float* w = reinterpret_cast<const float*>(block + b * bytes) + k * kBlock;
+            for (int p = 0; p < kPartsOfBlock; ++p) sums[b][p] += load(w + p * kLanes) * x[k];
+        }
+    for (int b = 0; b < count; ++b)
+        for (int p = 0; p < kPartsOfBlock; ++p) out[b].part[p] = sums[b][p];
+}
+
 // Two bfloat16 a lane: the first column in the low half.
 inline vfloat low_half(vint pair) { return (vfloat)(pair << 16); }
 inline vfloat high_half(vint pair) { return (vfloat)(pair & int32_t(0xffff0000u)); }
@@ -437,7 +451,13 @@ inline void product_of_one(const Matrix& w, const float* x, Range depth, Range b
             high_sum += s.high_sums[g];
             low_sum += s.low_sums[g];
         }
-    for (int64_t b = blocks.begin; b < blocks.end; ++b) {
+    int64_t b = blocks.begin;
+    for (; w.format == kWeightsFloat32 && b + 4 <= blocks.end; b += 4) {
+        Block out[4];
+        dot_float32_side_by_side<4>(w.data + b * bytes, bytes, x, depth.begin, depth.end, out);
+        for (int i = 0; i < 4; ++i) put(w, b + i, first, out[i], to, 0);
+    }
+    for (; b < blocks.end; ++b) {
         const uint8_t* block = w.data + b * bytes;
         Block out;
         if (w.format == kWeightsFloat32) {

@@ -109,6 +109,24 @@ inline Block dot_bfloat16(const uint8_t* block, const float* x, int64_t begin, i
     return out;
 }
 
+template <int count>
+inline void dot_bfloat16_side_by_side(const uint8_t* block, int64_t bytes, const float* x, int64_t begin, int64_t end,
+                                      Block* out) {
+    vfloat sums[count][kPartsOfBlock] = {};
+    for (int64_t k = begin; k + 2 <= end; k += 2)
+        for (int b = 0; b < count; ++b)
+            for (int p = 0; p < kPartsOfBlock; ++p) {
+                const vint pair = load_int(block + b * bytes + k * kBlock * 2 + p * 4 * kLanes);
+                sums[b][p] += low_half(pair) * x[k];
+                sums[b][p] += high_half(pair) * x[k + 1];
+            }
+    for (int b = 0; b < count; ++b)
+        for (int p = 0; p < kPartsOfBlock; ++p) {
+            if ((end - begin) & 1) sums[b][p] += low_half(load_int(block + b * bytes + (end - 1) * kBlock * 2 + p * 4 * kLanes)) * x[end - 1];
+            out[b].part[p] = sums[b][p];
+        }
+}
+
 inline Block dot_int8(const uint8_t* block, const float* x, int64_t begin, int64_t end) {
     const uint8_t* w = block + begin * kBlock;
     vfloat sums[4][kPartsOfBlock] = {};
@@ -452,9 +470,10 @@ inline void product_of_one(const Matrix& w, const float* x, Range depth, Range b
             low_sum += s.low_sums[g];
         }
     int64_t b = blocks.begin;
-    for (; w.format == kWeightsFloat32 && b + 4 <= blocks.end; b += 4) {
+    for (; (w.format == kWeightsFloat32 || w.format == kWeightsBFloat16) && b + 4 <= blocks.end; b += 4) {
         Block out[4];
-        dot_float32_side_by_side<4>(w.data + b * bytes, bytes, x, depth.begin, depth.end, out);
+        if (w.format == kWeightsFloat32) dot_float32_side_by_side<4>(w.data + b * bytes, bytes, x, depth.begin, depth.end, out);
+        else dot_bfloat16_side_by_side<4>(w.data + b * bytes, bytes, x, depth.begin, depth.end, out);
         for (int i = 0; i < 4; ++i) put(w, b + i, first, out[i], to, 0);
     }
     for (; b < blocks.end; ++b) {

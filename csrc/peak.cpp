@@ -47,12 +47,12 @@ STATESCAN_EXPORT(int, read_memory)(const void* memory, int64_t bytes, void* sink
         thread = omp_get_thread_num();
         count = omp_get_num_threads();
 #endif
-        const int64_t lines = bytes / 256;
-        const float* p = static_cast<const float*>(memory) + lines * thread / count * 64;
-        const float* end = static_cast<const float*>(memory) + lines * (thread + 1) / count * 64;
+        // Four stretches side by side: where one comes to the end of a page, the others go on.
+        const int64_t part = bytes / 4 / (4 * count) / kLanes * kLanes;
+        const float* p = static_cast<const float*>(memory) + 4 * part * thread;
         vfloat sums[4] = {};
-        for (; p < end; p += 64)
-            for (int i = 0; i < 64 / kLanes; ++i) sums[i % 4] += load(p + i * kLanes);
+        for (int64_t i = 0; i < part; i += kLanes)
+            for (int stretch = 0; stretch < 4; ++stretch) sums[stretch] += load(p + stretch * part + i);
         total += horizontal_sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
     }
     *static_cast<float*>(sink) = total;

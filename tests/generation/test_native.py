@@ -293,3 +293,10 @@ def test_bad_calls_are_refused():
         compiled(torch.zeros(1, 2, dtype=torch.int64), resets=torch.zeros(1, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match="prefill_chunk: expected at least 1 token, got 0"):
         stream(compiled, [[1]], prefill_chunk=0)
+
+
+@pytest.mark.parametrize("option", ["draft", "long_context"])
+def test_what_the_engine_cannot_do_is_refused(option):
+    compiled = compile_for_generation(build("mamba"))
+    with pytest.raises(ValueError, match=f"{option}: the native engine takes none"):
+        statescan.generate(compiled, [[1, 2]], max_new_tokens=2, **{option: object()})

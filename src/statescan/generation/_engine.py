@@ -289,6 +289,12 @@ def stream(
         raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
     if isinstance(model, CompiledModel) and (prefill_chunk < 1 or batching not in BATCHINGS):
         prefill(model, [[0]], chunk=prefill_chunk, batching=batching)  # which says what is wrong
+    if isinstance(model, CompiledModel):
+        for name, given in (("draft", draft), ("long_context", long_context)):
+            if given is not None:
+                raise ValueError(
+                    f"{name}: the native engine takes none; give the model itself instead of the compiled one"
+                )
     if prompts is None and state is None:
         raise ValueError("prompts: give prompts, or the state of a continuation to go on from")
     vocabulary = model.config.vocab_size

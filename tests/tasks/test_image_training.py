@@ -383,3 +383,11 @@ def test_two_processes_learn_alike_in_copies_and_in_shards(stripes):
     first, second = (statescan.load(stripes / name).state_dict() for name in rows)
     for name, tensor in first.items():
         torch.testing.assert_close(tensor, second[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["shuffle=0.5", "prune=0.5@1"])
+def test_methods_of_plain_backbones_train_and_save(stripes, method):
+    result = tasks.train_classification(settings(stripes, steps=2, methods=(method,), set=("dim=16", "depth=2")))
+    assert 0 <= result.test["accuracy"] <= 1
+    model = statescan.load(stripes / "run").eval()
+    assert model(torch.zeros(1, 3, 16, 16)).shape == (1, 2)

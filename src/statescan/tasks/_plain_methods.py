@@ -1,39 +1,16 @@
 """Ways to train backbones of one resolution: with shuffled layers, and with tokens dropped.
 
-Both have the shape of a training method of image classification, made from a text: `wrap` before training, `unwrap` after.
+Methods of image classification: ``--methods shuffle=0.5``, ``--methods prune=0.7@3,9,15``.
 """
 
 from __future__ import annotations
 
 from typing import Any, cast
 
-from torch import Tensor
+from statescan.tasks.methods import TrainingMethod
 
 
-class _PlainMethod:
-    """Changes the model alone."""
-
-    def wrap(self, model: Any) -> Any:
-        """The model to be trained."""
-        raise NotImplementedError
-
-    def unwrap(self, model: Any) -> Any:
-        """The model to be saved."""
-        return model
-
-    def begin(self, step: int, steps: int) -> None:
-        """Told before each training batch; nothing is done."""
-
-    def prepare(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Images and targets as they are."""
-        return images, targets
-
-    def loss(self, loss: Tensor, *, model: Any, images: Tensor, outputs: Any, targets: Tensor) -> Tensor:
-        """The loss as it is."""
-        return loss
-
-
-class Shuffle(_PlainMethod):
+class Shuffle(TrainingMethod):
     """Stochastic layer-wise shuffle; nothing of it is left in the trained model.
 
     Arguments:
@@ -61,7 +38,7 @@ class Shuffle(_PlainMethod):
         return model
 
 
-class Prune(_PlainMethod):
+class Prune(TrainingMethod):
     """Fine-tune a backbone with tokens dropped; the pruned model is what is saved.
 
     Arguments:

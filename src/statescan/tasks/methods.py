@@ -66,7 +66,10 @@ class TrainingMethod:
 
 
 #: Methods by name: a class, or "module:class", imported on use.
-_METHODS: dict[str, Callable[..., TrainingMethod] | str] = {}
+_METHODS: dict[str, Callable[..., TrainingMethod] | str] = {
+    "shuffle": "statescan.tasks._plain_methods:Shuffle",
+    "prune": "statescan.tasks._plain_methods:Prune",
+}
 
 
 def register_method(name: str, method: Callable[..., TrainingMethod] | str) -> None:
@@ -91,7 +94,7 @@ def make_methods(texts: Sequence[str]) -> list[TrainingMethod]:
         if name not in _METHODS:
             near = get_close_matches(name, _METHODS, n=1)
             hint = f"; nearest: {near[0]!r}" if near else ""
-            raise ValueError(f"methods: unknown {name!r}{hint}; known: {', '.join(method_names()) or 'none'}")
+            raise ValueError(f"methods: unknown {name!r}{hint}; known: {', '.join(method_names())}")
         method = _METHODS[name]
         if isinstance(method, str):
             module, _, attribute = method.partition(":")

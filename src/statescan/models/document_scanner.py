@@ -48,7 +48,7 @@ class DocumentScanner(Model):
     def __init__(self, config: DocumentScannerConfig):
         super().__init__(config)
         self.language_model: Any = build_model(config.backbone, dict(config.language_model))
-        self.undecayed = self.language_model.undecayed
+        self.undecayed = self.language_model.undecayed  # type: ignore[misc]
         self.binary_head = nn.Linear(self.language_model.config.dim, 1)
 
     def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:

@@ -88,7 +88,7 @@ class Retriever(Model):
         inner = dict(config.language_model) | {"tie_embeddings": True}
         self.backbone: Any = build_model(config.backbone, inner)
         del self.backbone.head  # nothing is predicted
-        self.undecayed = self.backbone.undecayed
+        self.undecayed = self.backbone.undecayed  # type: ignore[misc]
 
     @classmethod
     def of(cls, model: LanguageModel, **options: Any) -> Retriever:
@@ -136,7 +136,7 @@ class Retriever(Model):
             features, _ = self.backbone.hidden(tokens, return_state=False)
             pooled = self._pool(features, lengths, 0)
         else:
-            pooled, state = 0, None
+            pooled, state = tokens.new_zeros(()), None
             for first in range(0, longest, chunk):
                 features, state = self.backbone.hidden(tokens[:, first : first + chunk], state)
                 pooled = pooled + self._pool(features, lengths, first)

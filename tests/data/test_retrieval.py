@@ -24,6 +24,8 @@ def test_a_collection_is_read(tmp_path):
     assert found.relevant == {"1": {"a": 2, "b": 0}}
     (tmp_path / "trec.txt").write_text("1 0 a 2\n1 0 b 0\n")
     assert data.read_judgements(tmp_path / "trec.txt") == found.relevant
+    (tmp_path / "spaces.tsv").write_text("query-id\tcorpus-id\tscore\r\n1\ta b\t1\r\n")
+    assert data.read_judgements(tmp_path / "spaces.tsv") == {"1": {"a b": 1}}
 
 
 def test_runs_go_out_and_in(tmp_path):
@@ -73,6 +75,8 @@ def test_other_bad_input(tmp_path):
     (tmp_path / "run").write_text("1 Q0 a 1 nan x\n")
     with pytest.raises(ValueError, match="line 1: the score nan is no finite number"):
         data.read_run(tmp_path / "run")
+    with pytest.raises(ValueError, match="run: the id 'a b' is empty or has white space in it"):
+        data.write_run(tmp_path / "run", {"1": {"a b": 1.0}})
     with pytest.raises(ValueError, match="documents: 3 keys make 6 pairs, not 7"):
         data.make_retrieval(tmp_path, documents=7, keys=3)
     with pytest.raises(ValueError, match="length: expected at least 2, got 1"):

@@ -160,8 +160,8 @@ def test_exact_search_in_blocks_is_sorting():
     generator = np.random.default_rng(0)
     vectors, queries = (generator.standard_normal((n, 6)).astype(np.float32) for n in (50, 4))
     expected = np.argsort(-(queries @ vectors.T), axis=1)[:, :7]
-    for block in (1, 8, 1000):
-        scores, places = exact_search(vectors, queries, 7, block=block)
+    for block, together in ((1, 3), (8, 1), (1000, 256)):
+        scores, places = exact_search(vectors, queries, 7, block=block, together=together)
         assert (places == expected).all()
         np.testing.assert_allclose(scores, np.take_along_axis(queries @ vectors.T, expected, 1), rtol=1e-5)
 

@@ -63,8 +63,8 @@ def read_judgements(path: str | os.PathLike[str]) -> dict[str, dict[str, int]]:
     grades: dict[str, dict[str, int]] = {}
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
-            cells = line.split()
-            if not cells or (number == 1 and cells[-1] == "score"):
+            cells = line.rstrip("\n").split("\t") if "\t" in line else line.split()
+            if not line.strip() or (number == 1 and cells[-1].strip() == "score"):
                 continue
             try:
                 query, document, grade = cells if len(cells) == 3 else (cells[0], cells[2], cells[3])
@@ -95,7 +95,14 @@ def read_retrieval(folder: str | os.PathLike[str], split: str = "test") -> Retri
 
 
 def write_run(path: str | os.PathLike[str], run: Mapping[str, Mapping[str, float]], *, tag: str = "statescan") -> None:
-    """Write a run as TREC has it, query Q0 document rank score tag, the best first; the file is replaced as a whole."""
+    """Write a run as TREC has it (query Q0 document rank score tag), the best first; the file is replaced as a whole.
+
+    Raises:
+        ValueError: for an id with white space in it, which the format cannot hold.
+    """
+    for name in (name for query, found in run.items() for name in (query, *found)):
+        if not name or name.split() != [name]:
+            raise ValueError(f"run: the id {name!r} is empty or has white space in it, which a TREC run cannot hold")
     place = Path(path)
     temporary = place.with_name(f".{place.name}.{os.getpid()}")
     try:

@@ -208,19 +208,28 @@ def make_graph(vectors: np.ndarray, *, neighbours: int = 32, effort: int = 200) 
 
 
 def exact_search(
-    vectors: np.ndarray, queries: np.ndarray, k: int, *, block: int = 65536
+    vectors: np.ndarray, queries: np.ndarray, k: int, *, block: int = 65536, together: int = 256
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k highest inner products and their places, each (queries, k), by matrix products of blocks."""
-    wanted = torch.from_numpy(np.array(queries, np.float32))
-    best = torch.empty(len(wanted), 0)
-    places = torch.empty(len(wanted), 0, dtype=torch.int64)
+    """The k highest inner products and their places, each (queries, k), by matrix products of blocks.
+
+    Arguments:
+        vectors: (documents, dim).
+        queries: (queries, dim).
+        k: documents a query, at most as many as there are.
+        block: documents at a time.
+        together: queries at a time.
+    """
+    wanted = torch.from_numpy(np.array(queries, np.float32)).split(together)
+    best = [torch.empty(len(some), 0) for some in wanted]
+    places = [torch.empty(len(some), 0, dtype=torch.int64) for some in wanted]
     for first in range(0, len(vectors), block):
-        scores = wanted @ torch.from_numpy(np.array(vectors[first : first + block])).mT
-        here, at = scores.topk(min(k, scores.shape[1]))
-        best, places = torch.cat([best, here], 1), torch.cat([places, at + first], 1)
-        best, chosen = best.topk(min(k, best.shape[1]))
-        places = places.gather(1, chosen)
-    return best.numpy(), places.numpy()
+        part = torch.from_numpy(np.array(vectors[first : first + block], np.float32)).mT
+        for i, some in enumerate(wanted):
+            here, at = (some @ part).topk(min(k, part.shape[1]))
+            both, at = torch.cat([best[i], here], 1), torch.cat([places[i], at + first], 1)
+            best[i], chosen = both.topk(min(k, both.shape[1]))
+            places[i] = at.gather(1, chosen)
+    return torch.cat(best).numpy(), torch.cat(places).numpy()
 
 
 def retrieval_scores(

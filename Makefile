@@ -20,7 +20,7 @@ $(VENV)/.installed: pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade "pip>=25.1"
 	@$(RUN) -c "import torch" 2>/dev/null || $(RUN) -m pip install --quiet "$(TORCH)"
-	$(RUN) -m pip install --quiet --editable ".[train,hf,eval,rl,signals,gguf,images,export]" --group dev
+	$(RUN) -m pip install --quiet --editable ".[train,hf,eval,rl,signals,gguf,images,export,retrieval]" --group dev
 	@touch $@
 
 demo: install  ## train a small Mamba beside a Transformer, compare, generate (about five minutes)

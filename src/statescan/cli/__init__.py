@@ -36,6 +36,8 @@ _EXTRAS = {
     "PIL": "images",
     "skimage": "images",
     "torchmetrics": "images",
+    "faiss": "retrieval",
+    "pytrec_eval": "retrieval",
     "onnx": "export",
     "onnxscript": "export",
     "onnxruntime": "export",

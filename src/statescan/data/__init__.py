@@ -64,6 +64,16 @@ from statescan.data._records import (
     read_records,
     record_parts,
 )
+from statescan.data._retrieval import (
+    RetrievalData,
+    Run,
+    make_retrieval,
+    read_judgements,
+    read_retrieval,
+    read_run,
+    read_texts,
+    write_run,
+)
 from statescan.data._sequences import SEQUENCE_DATA, LabelledSequences, SequenceBatch, read_sequences
 from statescan.data._series import ForecastBatch, Series, SeriesWindows, check_fractions, read_series, shown_time
 from statescan.data._signals import adding, delay
@@ -138,6 +148,8 @@ __all__ = [
     "RecordHeader",
     "RecordSet",
     "RepeatPrevious",
+    "RetrievalData",
+    "Run",
     "SelectiveCopying",
     "SequenceBatch",
     "SequentialOrder",
@@ -181,6 +193,7 @@ __all__ = [
     "make_cube",
     "make_ecg",
     "make_records",
+    "make_retrieval",
     "map_accuracy",
     "material_spectra",
     "memory_environment",
@@ -193,12 +206,16 @@ __all__ = [
     "read_cube",
     "read_image",
     "read_images",
+    "read_judgements",
     "read_record",
     "read_record_header",
     "read_records",
+    "read_retrieval",
+    "read_run",
     "read_sequences",
     "read_series",
     "read_text",
+    "read_texts",
     "record_parts",
     "shown_time",
     "smooth_spectra",
@@ -208,5 +225,6 @@ __all__ = [
     "text_files",
     "tokenize",
     "usable",
+    "write_run",
     "write_tokens",
 ]

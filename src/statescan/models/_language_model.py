@@ -204,7 +204,7 @@ class LanguageModel(Model):
         return self.head(features)
 
     def _finish(self, features: Tensor) -> Tensor:
-        return self.norm(features.to(self.head.weight.dtype))
+        return self.norm(features.to(self.embedding.weight.dtype))
 
     def _check(self, tokens: Tensor, ndim: int) -> None:
         if tokens.dtype not in (torch.int64, torch.int32):

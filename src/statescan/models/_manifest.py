@@ -293,4 +293,18 @@ MANIFEST: dict[str, Entry] = {
         ),
     ),
     "anytime_ensemble": Entry("statescan.models.anytime_ensemble", ("anytime_ensemble_tiny",)),
+    "retriever": Entry(
+        "statescan.models.retriever",
+        (
+            "mamba_retriever_tiny",
+            "mamba_retriever_130m",
+            "mamba_retriever_370m",
+            "mamba_retriever_790m",
+            "mamba2_retriever_130m",
+        ),
+    ),
+    "document_scanner": Entry(
+        "statescan.models.document_scanner",
+        ("document_scanner_tiny", "document_scanner_130m", "document_scanner_1.3b"),
+    ),
 }

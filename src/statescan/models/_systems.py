@@ -533,6 +533,19 @@ _SYSTEMS = (
             "the published laws found again from noisy points",
         ),
     ),
+    System(
+        "mamba_retriever",
+        "Mamba Retriever: Utilizing Mamba for Effective and Efficient Dense Retrieval (Zhang et al., 2024); "
+        "Single-Pass Document Scanning for Question Answering (2025)",
+        ("retriever", "document_scanner"),
+        (
+            "embeddings, scores and losses of the published encoder",
+            "logits and loss of the published scanner",
+            "exact parameter counts",
+            "padding changes nothing; pieces and whole texts agree",
+            "exact search equals sorting, scores equal those by hand",
+        ),
+    ),
 )
 
 

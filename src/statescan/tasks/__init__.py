@@ -22,6 +22,7 @@ from statescan.tasks.multimodal import MultimodalTraining, train_multimodal
 from statescan.tasks.progressive_distillation import DistillationResult, DistillationTraining, train_distillation
 from statescan.tasks.records import RecordAnswer, RecordTraining, classify_record, train_records
 from statescan.tasks.reinforcement import ReinforcementTraining, train_reinforcement
+from statescan.tasks.retrieval import RetrievalTraining, train_retrieval
 from statescan.tasks.sequence import SequenceTraining, train_sequence
 from statescan.tasks.synthetic import SyntheticTraining, train_synthetic
 
@@ -46,6 +47,7 @@ __all__ = [
     "RecordAnswer",
     "RecordTraining",
     "ReinforcementTraining",
+    "RetrievalTraining",
     "SequenceTraining",
     "Student",
     "SyntheticTraining",
@@ -67,6 +69,7 @@ __all__ = [
     "train_multimodal",
     "train_records",
     "train_reinforcement",
+    "train_retrieval",
     "train_sequence",
     "train_synthetic",
 ]

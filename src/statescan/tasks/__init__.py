@@ -1,5 +1,6 @@
 """Tasks: what models are trained for, and how well they do it. Heavy libraries are imported on use."""
 
+from statescan.tasks._objective_sampler import ExplorationSchedule, normalise_actions, objective_reward
 from statescan.tasks._run_folder import first_process
 from statescan.tasks._students import Student, image_flops, shrink
 from statescan.tasks.classification import ClassificationTraining, train_classification
@@ -34,6 +35,7 @@ __all__ = [
     "DistillationTraining",
     "EditDistanceExperiment",
     "ExperimentResult",
+    "ExplorationSchedule",
     "ForecastResult",
     "ForecastTraining",
     "LISExperiment",
@@ -56,6 +58,8 @@ __all__ = [
     "first_process",
     "forecast_series",
     "image_flops",
+    "normalise_actions",
+    "objective_reward",
     "run_experiment",
     "shrink",
     "train_classification",

@@ -1,4 +1,4 @@
-"""Which training objective how often: a model of their rewards chooses. Blouir et al. 2024, arXiv 2411.01030, section 3.
+"""Which training objective how often: a model of their rewards chooses. Blouir et al. 2024, arXiv 2411.01030.
 
 Every so many steps the validation loss of each objective is measured. What changed is the reward of the probabilities that
 were in force; a small network learns from all measurements so far to foretell rewards, and the probabilities with

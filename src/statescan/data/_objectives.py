@@ -16,6 +16,9 @@ import torch
 
 from statescan.data._synthetic import IGNORED, SyntheticBatch, at_least
 
+Order = Literal["query_context", "context_query"]
+_ORDERS: tuple[Order, ...] = ("context_query", "query_context")
+
 #: Turns a marker into tokens.
 Encode = Callable[[str], Sequence[int]]
 
@@ -239,7 +242,7 @@ class SpanRetrieval:
     span: int = 8
     shortest: int = 8
     longest: int = 64
-    order: Literal["query_context", "context_query"] = "query_context"
+    order: Order = "query_context"
     shuffle: bool = True
     attempts: int = 100
     paradigm: str = "<|Selective Copying|>"
@@ -312,17 +315,12 @@ class SpanRetrieval:
 
 def birdie_mixture() -> tuple[Objective, ...]:
     """The fifteen settings that the published configuration mixes."""
-    short = dict(shortest=2, longest=16)
     return (
         PrefixContinuation(),
         *(Infilling(rate=rate, span=span) for rate, span in ((0.15, 3), (0.15, 9), (0.5, 3))),
         *(Infilling(rate=rate, span=span) for rate, span in ((0.15, 8), (0.15, 64), (0.5, 64))),
         NextTokens(),
-        *(
-            SpanRetrieval(span=span, order=order, **short)
-            for span in (16, 8)
-            for order in ("context_query", "query_context")
-        ),
+        *(SpanRetrieval(span=span, order=order, shortest=2, longest=16) for span in (16, 8) for order in _ORDERS),
         TextCopying(),
         Deshuffling(0.75),
         Deshuffling(0.25),

@@ -1,6 +1,12 @@
 """Tasks: what models are trained for, and how well they do it. Heavy libraries are imported on use."""
 
-from statescan.tasks._objective_sampler import ExplorationSchedule, normalise_actions, objective_reward
+from statescan.tasks._objective_sampler import (
+    ExplorationSchedule,
+    ObjectiveSampler,
+    RewardModel,
+    normalise_actions,
+    objective_reward,
+)
 from statescan.tasks._run_folder import first_process
 from statescan.tasks._students import Student, image_flops, shrink
 from statescan.tasks.classification import ClassificationTraining, train_classification
@@ -45,9 +51,11 @@ __all__ = [
     "LastOccurrenceExperiment",
     "LocalProgramExperiment",
     "MultimodalTraining",
+    "ObjectiveSampler",
     "RecordAnswer",
     "RecordTraining",
     "ReinforcementTraining",
+    "RewardModel",
     "SequenceTraining",
     "Student",
     "SyntheticTraining",

@@ -45,9 +45,9 @@ def reward(fixture: Fixture) -> dict[str, Any]:
         "rate_max": "highest",
         "max_val": "highest",
         "cook_val": "forced_rate",
-        "decay_factor": "amplitude_decay",
     }
-    schedule = ExplorationSchedule(**translate(fixture.data["ours"]["kwargs"] | fixture.kwargs, names))
+    given = translate(fixture.data["ours"]["kwargs"] | fixture.kwargs, names, only={"decay_factor": (1, 1.0)})
+    schedule = ExplorationSchedule(**given)
     first, second, actions = fixture.inputs()
     old = 6 * first + 0.05
     new = old * (1 + 0.3 * second)

@@ -189,6 +189,17 @@ _SYSTEMS = (
         ),
     ),
     System(
+        "birdie",
+        "Birdie: Advancing State Space Language Modeling with Dynamic Mixtures of Training Objectives (Blouir et al., 2024)",
+        (),
+        (
+            "outputs of the published layer; rewards and exploration rates of the published code",
+            "a generated position changes nothing before it, a prefix position all of its prefix",
+            "infilled spans rebuild the text, retrieved spans stand between their delimiters",
+            "on made-up losses the one objective that helps is chosen",
+        ),
+    ),
+    System(
         "mamba2",
         "Transformers are SSMs: Generalized Models and Efficient Algorithms Through Structured State Space Duality "
         "(Dao and Gu, 2024)",

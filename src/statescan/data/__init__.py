@@ -55,6 +55,7 @@ from statescan.data._made_records import MADE_DIAGNOSES, make_ecg, make_records
 from statescan.data._objectives import (
     Autoencoding,
     Deshuffling,
+    Encode,
     Infilling,
     NextTokens,
     Objective,
@@ -125,6 +126,7 @@ __all__ = [
     "Cube",
     "Deshuffling",
     "EditDistance",
+    "Encode",
     "ForecastBatch",
     "HubSource",
     "ImageBatch",

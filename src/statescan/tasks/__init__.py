@@ -26,6 +26,7 @@ from statescan.tasks.forecasting import ForecastResult, ForecastTraining, foreca
 from statescan.tasks.language import LanguageTraining, train_language
 from statescan.tasks.lra import LRATraining, train_lra
 from statescan.tasks.multimodal import MultimodalTraining, train_multimodal
+from statescan.tasks.objectives import ObjectiveTraining, train_objectives
 from statescan.tasks.progressive_distillation import DistillationResult, DistillationTraining, train_distillation
 from statescan.tasks.records import RecordAnswer, RecordTraining, classify_record, train_records
 from statescan.tasks.reinforcement import ReinforcementTraining, train_reinforcement
@@ -52,6 +53,7 @@ __all__ = [
     "LocalProgramExperiment",
     "MultimodalTraining",
     "ObjectiveSampler",
+    "ObjectiveTraining",
     "RecordAnswer",
     "RecordTraining",
     "ReinforcementTraining",
@@ -77,6 +79,7 @@ __all__ = [
     "train_language",
     "train_lra",
     "train_multimodal",
+    "train_objectives",
     "train_records",
     "train_reinforcement",
     "train_sequence",

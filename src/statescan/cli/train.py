@@ -1,7 +1,8 @@
 """Train models: on text (`language`), on text and images (`multimodal`), to classify sequences (`sequence`), images
 (`classification`), hyperspectral cubes (`hyperspectral`) or electrocardiograms (`records`), on the Long Range Arena
 (`lra`), on generated tasks (`synthetic`), to forecast series (`forecast`), to act with memory (`reinforcement`), image
-classifiers of several sizes from one teacher (`distillation`), encoders for dense search (`retrieval`).
+classifiers of several sizes from one teacher (`distillation`), encoders for dense search (`retrieval`), language models on a
+mixture of objectives (`objectives`).
 
 examples:
   statescan train language --data book.txt --model mamba_tiny --steps 1000 --out runs/book
@@ -19,6 +20,7 @@ examples:
   statescan train reinforcement --environment repeat_previous --core s5 --out runs/repeat
   statescan train retrieval --data scifact --model mamba_tiny --test-split test --out runs/scifact
   statescan train distillation --data strokes --model vim_tiny --set dim=64 depth=4 patch=4 --out runs/chain
+  statescan train objectives --data book.txt --model mamba_tiny --length 512 --out runs/mixture
 """
 
 from __future__ import annotations
@@ -136,5 +138,10 @@ COMMANDS = {
     ),
     "retrieval": _command(
         tasks.RetrievalTraining, tasks.train_retrieval, "Train an encoder of queries and passages for dense search."
+    ),
+    "objectives": _command(
+        tasks.ObjectiveTraining,
+        tasks.train_objectives,
+        "Train a language model on a mixture of objectives that a reward model chooses.",
     ),
 }

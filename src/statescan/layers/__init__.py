@@ -10,6 +10,7 @@ from statescan.layers._convolution import CausalConv1d
 from statescan.layers._diffusion import TimeEmbedding, add_noise, denoise, signal_fraction
 from statescan.layers._dual_mixer import DualMixer, WeightedAverage
 from statescan.layers._experts import Experts, MixtureOfExperts, Router, squared_relu
+from statescan.layers._gated_ssm import GatedSSM, GatedSSMBlock, SplitRMSNorm
 from statescan.layers._h3 import H3, ShiftKernel
 from statescan.layers._initialisation import delta_bias, initialise_language_model, inverse_softplus
 from statescan.layers._layer_shuffle import LayerShuffle, ShuffleSchedule, shuffle_rates
@@ -63,6 +64,8 @@ __all__ = [
     "Experts",
     "GatedMLP",
     "GatedRMSNorm",
+    "GatedSSM",
+    "GatedSSMBlock",
     "H3Conv",
     "ImportanceRule",
     "KeptTokens",
@@ -95,6 +98,7 @@ __all__ = [
     "ShiftKernel",
     "ShuffleSchedule",
     "SlidingAttention",
+    "SplitRMSNorm",
     "State",
     "TaylorLinearAttention",
     "TimeEmbedding",

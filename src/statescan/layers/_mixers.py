@@ -12,6 +12,7 @@ from torch import nn
 from statescan.layers._attention import Attention
 from statescan.layers._based import BaseConv, SlidingAttention, TaylorLinearAttention
 from statescan.layers._companion import CompanionMixer
+from statescan.layers._gated_ssm import GatedSSM
 from statescan.layers._h3 import H3
 from statescan.layers._long_conv import LongConv
 from statescan.layers._lssl import LSSL
@@ -129,6 +130,7 @@ MIXERS: dict[str, Callable[..., nn.Module]] = {
     "attention": _attention,
     "base_conv": BaseConv,
     "based": TaylorLinearAttention,
+    "gated_ssm": GatedSSM,
     "gru": _recurrent("gru"),
     "h3": _h3,
     "long_conv": _long_conv,

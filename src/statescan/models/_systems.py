@@ -546,6 +546,17 @@ _SYSTEMS = (
             "exact search equals sorting, scores equal those by hand",
         ),
     ),
+    System(
+        "birdie",
+        "Birdie: Advancing State Space Language Modeling with Dynamic Mixtures of Training Objectives (Blouir et al., 2024)",
+        (),
+        (
+            "outputs of the published layer; rewards and exploration rates of the published code",
+            "a generated position changes nothing before it, a prefix position all of its prefix",
+            "infilled spans rebuild the text, retrieved spans stand between their delimiters",
+            "on made-up losses the one objective that helps is chosen",
+        ),
+    ),
 )
 
 

@@ -1,5 +1,12 @@
 """Tasks: what models are trained for, and how well they do it. Heavy libraries are imported on use."""
 
+from statescan.tasks._objective_sampler import (
+    ExplorationSchedule,
+    ObjectiveSampler,
+    RewardModel,
+    normalise_actions,
+    objective_reward,
+)
 from statescan.tasks._run_folder import first_process
 from statescan.tasks._students import Student, image_flops, shrink
 from statescan.tasks.classification import ClassificationTraining, train_classification
@@ -19,6 +26,7 @@ from statescan.tasks.forecasting import ForecastResult, ForecastTraining, foreca
 from statescan.tasks.language import LanguageTraining, train_language
 from statescan.tasks.lra import LRATraining, train_lra
 from statescan.tasks.multimodal import MultimodalTraining, train_multimodal
+from statescan.tasks.objectives import ObjectiveTraining, train_objectives
 from statescan.tasks.progressive_distillation import DistillationResult, DistillationTraining, train_distillation
 from statescan.tasks.records import RecordAnswer, RecordTraining, classify_record, train_records
 from statescan.tasks.reinforcement import ReinforcementTraining, train_reinforcement
@@ -35,6 +43,7 @@ __all__ = [
     "DistillationTraining",
     "EditDistanceExperiment",
     "ExperimentResult",
+    "ExplorationSchedule",
     "ForecastResult",
     "ForecastTraining",
     "LISExperiment",
@@ -44,10 +53,13 @@ __all__ = [
     "LastOccurrenceExperiment",
     "LocalProgramExperiment",
     "MultimodalTraining",
+    "ObjectiveSampler",
+    "ObjectiveTraining",
     "RecordAnswer",
     "RecordTraining",
     "ReinforcementTraining",
     "RetrievalTraining",
+    "RewardModel",
     "SequenceTraining",
     "Student",
     "SyntheticTraining",
@@ -58,6 +70,8 @@ __all__ = [
     "first_process",
     "forecast_series",
     "image_flops",
+    "normalise_actions",
+    "objective_reward",
     "run_experiment",
     "shrink",
     "train_classification",
@@ -67,6 +81,7 @@ __all__ = [
     "train_language",
     "train_lra",
     "train_multimodal",
+    "train_objectives",
     "train_records",
     "train_reinforcement",
     "train_retrieval",

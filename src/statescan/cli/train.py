@@ -1,7 +1,7 @@
 """Train models: on text (`language`), on text and images (`multimodal`), to classify sequences (`sequence`), images
 (`classification`), hyperspectral cubes (`hyperspectral`) or electrocardiograms (`records`), on the Long Range Arena
 (`lra`), on generated tasks (`synthetic`), to forecast series (`forecast`), to act with memory (`reinforcement`), image
-classifiers of several sizes from one teacher (`distillation`).
+classifiers of several sizes from one teacher (`distillation`), early exits of a language model (`exits`).
 
 examples:
   statescan train language --data book.txt --model mamba_tiny --steps 1000 --out runs/book
@@ -18,6 +18,7 @@ examples:
   statescan train forecast --data weather.csv --history 96 --horizon 24 --season 24 --out runs/weather
   statescan train reinforcement --environment repeat_previous --core s5 --out runs/repeat
   statescan train distillation --data strokes --model vim_tiny --set dim=64 depth=4 patch=4 --out runs/chain
+  statescan train exits --init-from runs/book --data book.txt --steps 500 --out runs/exits
 """
 
 from __future__ import annotations
@@ -132,5 +133,10 @@ COMMANDS = {
         tasks.train_distillation,
         "Train a teacher and a chain of smaller students, joined to one model that can be stopped after any of them.",
         _report_chain,
+    ),
+    "exits": _command(
+        tasks.ExitTraining,
+        tasks.train_exits,
+        "Train exits at intermediate layers of a finished language model, and choose their thresholds.",
     ),
 }

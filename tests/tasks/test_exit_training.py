@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+import statescan
 from statescan import checkpoints
 from statescan.cli import main
 from statescan.generation import EarlyExit, ExitConfig
@@ -101,6 +102,40 @@ def test_the_first_exit_weighs_most_and_targets_are_the_whole_models():
     loss, sums, _ = distil_exits(3)(made, batch, None)
     assert loss.item() == pytest.approx(float(expected.detach()), rel=1e-5)
     assert sums.tolist() == pytest.approx([loss.item(), 10, right / 2])
+
+
+def test_a_mamba_exit_knows_more_where_the_answer_lies_in_earlier_tokens():
+    """The block before the exit sees single tokens alone; what the whole model says depends on those before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = statescan.create_model(
+            "hybrid_tiny",
+            dim=16,
+            depth=2,
+            layout=("mlp", "mamba"),
+            mlp_layer_dim=16,
+            vocab_size=8,
+            tie_embeddings=False,
+        )
+        for parameter in (
+            model.embedding.weight,
+            model.head.weight,
+            model.stack.blocks[1].mixer.output_projection.weight,
+        ):
+            torch.nn.init.normal_(parameter)
+        agreements = {}
+        for kind in ("linear", "mamba"):
+            made = EarlyExit(model.requires_grad_(False), ExitConfig(layers=(1,), kind=kind, shared_head=False))
+            optimizer = torch.optim.Adam(made.heads.parameters(), lr=1e-2)
+            source = torch.Generator().manual_seed(1)
+            for _ in range(100):
+                tokens = torch.randint(0, 8, (16, 16), generator=source)
+                loss, sums, _ = distil_exits(3)(made, {"tokens": tokens, "targets": tokens, "resets": None}, None)
+                optimizer.zero_grad()
+                loss.div(256).backward()
+                optimizer.step()
+            agreements[kind] = float(sums[2] / sums[1])
+    assert agreements["mamba"] > agreements["linear"] + 0.1, agreements
 
 
 def test_commands_calibrate_and_generate(finished, text, capsys):

@@ -91,7 +91,7 @@ def test_a_tokenizer_must_fit_the_model(finished, text, tmp_path, monkeypatch):
         def decode(self, tokens):
             return bytes(tokens).decode()
 
-    monkeypatch.setattr("statescan.tasks.language._tokenizer", lambda settings: Large())
+    monkeypatch.setattr("statescan.tasks.language.tokenizer_of", lambda settings: Large())
     result, _ = finished
     with pytest.raises(ValueError, match="tokenizer: it has 300 tokens, the model embeds 256"):
         run_language(text, tmp_path / "out", init_from=result.model, set=())

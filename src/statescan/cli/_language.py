@@ -31,6 +31,16 @@ def long_context(name: str | None, model: str, *, decay_threshold: float) -> Any
     return generation.LongContext(table, decay_threshold=decay_threshold)
 
 
+def exits(name: str, model: str, loaded: Any, *, threshold: float | None) -> Any:
+    """The model with the exits that lie beside it (``auto``) or in a file."""
+    from statescan import checkpoints, generation
+
+    made = generation.EarlyExit.load(loaded, checkpoints.locate(model) if name == "auto" else name)
+    if threshold is not None:
+        made.thresholds = (threshold,)
+    return made
+
+
 def read_prompt(path: Path) -> str:
     """The text of a file, or of the standard input where the path is ``-``."""
     from statescan.data import read_text

@@ -1,8 +1,10 @@
-"""Read text with a trained model to find settings it was not trained with (`longmamba`: thresholds for long prompts).
+"""Read text with a trained model to find settings it was not trained with: thresholds for long prompts (`longmamba`), and
+for early exits (`exits`).
 
 examples:
   statescan calibrate longmamba runs/book --data book.txt --train-length 512
   statescan generate runs/book --prompt-file long.txt --long-context auto
+  statescan calibrate exits runs/exits --data book.txt --quality 0.99
 """
 
 from __future__ import annotations
@@ -93,4 +95,79 @@ def longmamba(
     )
 
 
-COMMANDS = {"longmamba": longmamba}
+def exits(
+    model: Annotated[str, tyro.conf.Positional],
+    *,
+    data: tuple[str, ...],
+    quality: float = 0.98,
+    length: int = 128,
+    prompt: int = 16,
+    sequences: int = 16,
+    thresholds: tuple[float, ...] = (),
+    tokenizer: str | None = None,
+    device: str | None = None,
+    json: bool = False,
+) -> None:
+    """Find the thresholds at which a model with exits saves most and still gives the tokens it gives without.
+
+    They are written into the exits' file, and the curve of the trade is drawn beside it.
+
+    For instance:
+
+      statescan calibrate exits runs/exits --data book.txt --quality 0.99
+
+      statescan generate runs/exits --prompt "In the beginning" --exits auto
+
+    Args:
+        model: folder of a model with exits beside it (`statescan train exits`).
+        data: files, folders or glob patterns of text that the exits were not trained on.
+        quality: share of tokens that shall be those of the whole model.
+        length: tokens of a sequence.
+        prompt: how many of them are read through all blocks first.
+        sequences: how many sequences are read, spread over the text; fewer where there is less text.
+        thresholds: those to try; by default some from 0.1 to 1.
+        tokenizer: folder or file of a tokenizer; by default the one beside the model, or bytes.
+        device: such as cpu or cuda:0; by default a GPU if there is one.
+        json: print data instead of a table.
+    """
+    import torch
+
+    from statescan import checkpoints, generation, tasks
+    from statescan.cli import _language, _print
+    from statescan.data import read_text
+
+    if length < 2 or sequences < 1:
+        raise ValueError(f"length, sequences: at least 2 and 1, got {length} and {sequences}")
+    folder = checkpoints.locate(model)
+    loaded, chosen = _language.load(model, tokenizer, device=device)
+    made = generation.EarlyExit.load(loaded, folder)
+    tokens = torch.tensor(chosen.encode("".join(piece.text for piece in read_text(data))))
+    room = len(tokens) - length
+    if room < 0:
+        raise ValueError(f"data: {len(tokens)} tokens; calibration needs a sequence of them, {length}")
+    starts = torch.linspace(0, room, min(sequences, room // length + 1)).long().tolist()
+    best, points = generation.calibrate_exits(
+        made,
+        [tokens[start : start + length] for start in starts],
+        quality=quality,
+        thresholds=thresholds or None,
+        prompt=prompt,
+        progress=True,
+    )
+    written = made.save(folder)
+    picture = tasks.draw_exits(written.with_suffix(".png"), {made.exits.kind: points}, quality=quality)
+    if json:
+        measured = [
+            {"threshold": p.thresholds[0], "saved_blocks": p.saved, "agreement": p.agreement, "tokens": p.tokens}
+            for p in points
+        ]
+        found = {"file": str(written), "picture": picture, "threshold": best.thresholds[0], "points": measured}
+        _print.as_json(found)
+        return
+    rows = [
+        (f"{p.thresholds[0]:g}", f"{p.saved:.1%}", f"{p.agreement:.2%}", "chosen" if p is best else "") for p in points
+    ]
+    _print.table(f"{written}, {best.tokens:,} tokens", ("threshold", "blocks saved", "agreement", ""), rows)
+
+
+COMMANDS = {"longmamba": longmamba, "exits": exits}

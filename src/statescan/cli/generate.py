@@ -34,6 +34,8 @@ def run(
     acceptance: Literal["matching", "rounds"] = "matching",
     long_context: str | None = None,
     decay_threshold: float = 0.05,
+    exits: str | None = None,
+    exit_threshold: float | None = None,
     device: str | None = None,
     native: Literal["auto", "off", "float32", "bfloat16", "int8", "int4"] = "auto",
     json: bool = False,
@@ -80,6 +82,9 @@ def run(
         long_context: filter tokens of a prompt far beyond the training length: auto for the calibration beside the model
             (`statescan calibrate longmamba`), or its file.
         decay_threshold: with it, channels are filtered of whose state more than this is left after the training length.
+        exits: let tokens leave at intermediate layers: auto for the exits beside the model (`statescan train exits`), or
+            their file.
+        exit_threshold: with it, how sure an exit has to be, from 0 to 1; by default what the exits were calibrated to.
         device: such as cpu or cuda:0; by default a GPU if there is one.
         native: the CPU's decode engine: auto uses it where it knows the model, with weights as they are; a type packs
             them so and refuses what it does not know; off leaves the model to PyTorch.
@@ -95,11 +100,17 @@ def run(
     if save_state is not None and len(texts) > 1:
         raise ValueError(f"save-state: it holds one continuation, but {len(texts)} prompts were given")
     loaded, chosen = _language.load(model, tokenizer, device=device)
-    steered = next((flag for flag, on in (("draft", draft), ("long-context", long_context)) if on is not None), None)
+    steering = {"exits": exits, "draft": draft, "long-context": long_context}
+    steered = next((flag for flag, on in steering.items() if on is not None), None)
+    if exits is not None and (draft is not None or long_context is not None):
+        other = "draft" if draft is not None else "long-context"
+        raise ValueError(f"exits: they decode token by token through parts of the model; leave --{other} out")
     if steered and native not in ("auto", "off"):
         raise ValueError(f"native: the decode engine takes no --{steered}; give --native off, or leave --{steered} out")
     if native != "off" and not steered and (native != "auto" or not generation.native_reason(loaded)):
         loaded = generation.compile_for_generation(loaded, None if native == "auto" else native, release=True)
+    if exits is not None:
+        loaded = _language.exits(exits, model, loaded, threshold=exit_threshold)
     settings: dict[str, Any] = dict(
         tokenizer=chosen,
         max_new_tokens=max_new_tokens,
@@ -135,6 +146,7 @@ def run(
 
         rows = [
             {"prompt": text, "text": r.text, "tokens": r.tokens, "finish_reason": r.finish_reason}
+            | ({} if exits is None else {"saved_blocks": loaded.counts.saved})
             for text, r in zip(texts or [""], results, strict=True)
         ]
         _print.as_json(rows)

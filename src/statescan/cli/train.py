@@ -2,7 +2,7 @@
 (`classification`), hyperspectral cubes (`hyperspectral`) or electrocardiograms (`records`), on the Long Range Arena
 (`lra`), on generated tasks (`synthetic`), to forecast series (`forecast`), to act with memory (`reinforcement`), image
 classifiers of several sizes from one teacher (`distillation`), encoders for dense search (`retrieval`), language models on a
-mixture of objectives (`objectives`).
+mixture of objectives (`objectives`), early exits of a language model (`exits`).
 
 examples:
   statescan train language --data book.txt --model mamba_tiny --steps 1000 --out runs/book
@@ -21,6 +21,7 @@ examples:
   statescan train retrieval --data scifact --model mamba_tiny --test-split test --out runs/scifact
   statescan train distillation --data strokes --model vim_tiny --set dim=64 depth=4 patch=4 --out runs/chain
   statescan train objectives --data book.txt --model mamba_tiny --length 512 --out runs/mixture
+  statescan train exits --init-from runs/book --data book.txt --steps 500 --out runs/exits
 """
 
 from __future__ import annotations
@@ -143,5 +144,10 @@ COMMANDS = {
         tasks.ObjectiveTraining,
         tasks.train_objectives,
         "Train a language model on a mixture of objectives that a reward model chooses.",
+    ),
+    "exits": _command(
+        tasks.ExitTraining,
+        tasks.train_exits,
+        "Train exits at intermediate layers of a finished language model, and choose their thresholds.",
     ),
 }

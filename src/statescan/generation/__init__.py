@@ -2,7 +2,10 @@
 
 from statescan.generation import _token_filters as token_filters
 from statescan.generation._drafts import Draft, DraftSession, ModelDraft, NGramDraft, TokenTree
+from statescan.generation._early_exit import EXITS_FILE, EarlyExit, ExitCounts
 from statescan.generation._engine import FinishReason, Generation, Piece, Stream, generate, stream
+from statescan.generation._exit_calibration import ExitPoint, calibrate_exits, measure_exits
+from statescan.generation._exit_heads import ExitConfig, ExitHead
 from statescan.generation._long_context import (
     ChannelCalibration,
     LongContext,
@@ -31,11 +34,17 @@ from statescan.generation._text import TextStream, Tokenizer
 from statescan.generation._verification import Verification, verify_greedy, verify_matching, verify_rounds
 
 __all__ = [
+    "EXITS_FILE",
     "Batching",
     "ChannelCalibration",
     "CompiledModel",
     "Draft",
     "DraftSession",
+    "EarlyExit",
+    "ExitConfig",
+    "ExitCounts",
+    "ExitHead",
+    "ExitPoint",
     "FinishReason",
     "Generation",
     "GenerationState",
@@ -56,12 +65,14 @@ __all__ = [
     "Tokenizer",
     "Verification",
     "align_thresholds",
+    "calibrate_exits",
     "calibrate_long_context",
     "compile_for_generation",
     "generate",
     "keep_min_p",
     "keep_top_k",
     "keep_top_p",
+    "measure_exits",
     "native_reason",
     "next_tokens",
     "penalize_repetition",

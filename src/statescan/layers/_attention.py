@@ -175,6 +175,25 @@ class Attention(nn.Module):
         y, state = self(x[:, None], state, correction=None if correction is None else correction[:, None])
         return y[:, 0], state
 
+    def advance(self, x: Tensor, state: State) -> State:
+        """The state that `step` leaves, without its output: keys and values alone are computed, nothing is attended to."""
+        if self.convolution is not None or type(self.input_projection) is not nn.Linear:
+            return self.step(x, state)[1]
+        bias = self.input_projection.bias
+        rows = slice(self.head_dim * self.heads, self.qkv_dim)
+        projected = F.linear(x, self.input_projection.weight[rows], None if bias is None else bias[rows])
+        keys, values = (part.unflatten(-1, (-1, self.head_dim))[:, :, None] for part in projected.chunk(2, dim=-1))
+        if self.rotary_dim:
+            positions = (state["keys"].shape[2] - state["start"])[:, None]
+            keys = rotate(keys, positions, self.rotary_dim, base=self.rotary_base, interleaved=self.rotary_interleaved)
+        return AttentionState(
+            {
+                "keys": torch.cat([state["keys"].to(keys.dtype), keys], dim=2),
+                "values": torch.cat([state["values"].to(values.dtype), values], dim=2),
+                "start": state["start"],
+            }
+        )
+
     def forward_tree(
         self, x: Tensor, parents: Tensor, state: State, *, correction: Tensor | None = None
     ) -> tuple[Tensor, State]:

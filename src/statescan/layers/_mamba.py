@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from statescan import ops
@@ -166,6 +167,21 @@ class Mamba(nn.Module):
             **stepping,
         )
         return self.output_projection(y), State({"conv": conv, "ssm": ssm})
+
+    def advance(self, x: Tensor, state: State) -> State:
+        """The state that `step` leaves, without its output: gate and output projection are not computed."""
+        if type(self.input_projection) is not nn.Linear:
+            return self.step(x, state)[1]
+        bias = self.input_projection.bias
+        rows = slice(0, self.inner_dim)
+        hidden = F.linear(x, self.input_projection.weight[rows], None if bias is None else bias[rows])
+        hidden, conv = self.convolution.step(hidden, state["conv"])
+        delta, B, _ = self._select(hidden)
+        if not self.selective:
+            B = B.expand(x.shape[0], -1, -1)
+        delta, stepping = self._stepping(delta[:, None])
+        _, ssm = ops.selective_state_step(state["ssm"], hidden, delta[:, 0], self._A(), B, B, **stepping)
+        return State({"conv": conv, "ssm": ssm})
 
     def forward_tree(self, x: Tensor, parents: Tensor, state: State) -> tuple[Tensor, State]:
         """All nodes of a token tree in one pass.

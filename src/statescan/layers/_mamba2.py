@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from statescan import ops
@@ -194,6 +195,20 @@ class Mamba2(nn.Module):
             **stepping,
         )
         return self._finish(y, gate, mlp_gate, mlp), State({"conv": conv, "ssm": ssm})
+
+    def advance(self, x: Tensor, state: State) -> State:
+        """The state that `step` leaves, without its output: gates, norm and output projection are not computed."""
+        if self.multipliers is not None or type(self.input_projection) is not nn.Linear:
+            return self.step(x, state)[1]
+        bias = self.input_projection.bias
+        rows = slice(sum(self.widths[:3]), None)
+        projected = F.linear(x, self.input_projection.weight[rows], None if bias is None else bias[rows])
+        scanned, delta = projected.split(self.widths[3:], dim=-1)
+        scanned, conv = self.convolution.step(scanned, state["conv"])
+        hidden, B, _ = self._split(scanned)
+        delta, stepping = self._stepping(delta[:, None])
+        _, ssm = ops.ssd_step(state["ssm"], hidden, delta[:, 0], -torch.exp(widen(self.A_log)), B, B, **stepping)
+        return State({"conv": conv, "ssm": ssm})
 
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:
         """Gate and value of the MLP beside the scan, z, what the convolution reads, and delta."""

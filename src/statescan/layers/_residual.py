@@ -82,6 +82,14 @@ class ResidualBlock(nn.Module):
         mixed, state = self.mixer.step(self._normed(self.norm, residual), state)
         return self._channels(residual + self._scaled(mixed)), state
 
+    def advance(self, residual: Tensor, state: State) -> State:
+        """The state that `step` leaves, without its output; where the mixer can, that is left out of the computation."""
+        if self.mixer is None:
+            return state
+        x = self._normed(self.norm, residual)
+        advance = getattr(self.mixer, "advance", None)
+        return self.mixer.step(x, state)[1] if advance is None else advance(x, state)
+
     def forward_tree(self, residual: Tensor, parents: Tensor, state: State) -> tuple[Tensor, State]:
         """All nodes of a token tree: (batch, nodes, dim), and the mixer's trace."""
         if self.mixer is None:

@@ -557,6 +557,17 @@ _SYSTEMS = (
             "on made-up losses the one objective that helps is chosen",
         ),
     ),
+    System(
+        "dynamax",
+        "DYNAMAX: Dynamic computing for Transformers and Mamba based architectures (Nogales, Gambella and Roveri, 2025)",
+        (),
+        (
+            "tokens and states of the whole model where no token leaves",
+            "skipped layers advance as in a step; a sequence in a batch as alone",
+            "given exits token by token as in one pass",
+            "blocks counted as computed",
+        ),
+    ),
 )
 
 

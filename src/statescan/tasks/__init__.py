@@ -12,6 +12,7 @@ from statescan.tasks._students import Student, image_flops, shrink
 from statescan.tasks.classification import ClassificationTraining, train_classification
 from statescan.tasks.cubes import CubeTraining, classify_cube, draw_map, train_hyperspectral
 from statescan.tasks.evaluation import LanguageScore, evaluate_language
+from statescan.tasks.exits import ExitTraining, distil_exits, draw_exits, train_exits
 from statescan.tasks.experiment import (
     ArithmeticExperiment,
     CopyExperiment,
@@ -42,6 +43,7 @@ __all__ = [
     "DistillationResult",
     "DistillationTraining",
     "EditDistanceExperiment",
+    "ExitTraining",
     "ExperimentResult",
     "ExplorationSchedule",
     "ForecastResult",
@@ -65,6 +67,8 @@ __all__ = [
     "SyntheticTraining",
     "classify_cube",
     "classify_record",
+    "distil_exits",
+    "draw_exits",
     "draw_map",
     "evaluate_language",
     "first_process",
@@ -76,6 +80,7 @@ __all__ = [
     "shrink",
     "train_classification",
     "train_distillation",
+    "train_exits",
     "train_forecast",
     "train_hyperspectral",
     "train_language",

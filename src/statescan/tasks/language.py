@@ -19,7 +19,7 @@ from statescan.tasks._run_folder import RunFolder
 from statescan.tasks._settings import TrainingSettings, build, demand
 
 if TYPE_CHECKING:
-    from statescan.tasks._fit import TrainingResult
+    from statescan.tasks._fit import MakeBatches, TrainingResult
     from statescan.tasks._module import Sums
 
 #: Sources of more bytes than this are put into files of tokens rather than into memory.
@@ -81,36 +81,10 @@ def train_language(settings: LanguageTraining) -> TrainingResult:
     """
     folder = RunFolder(settings.out)
     settings = folder.settle(settings)
-    tokenizer = _tokenizer(settings)
-    text, held_out = _streams(settings, tokenizer)
-    batch_size = settings.batch_size * settings.world_size
-    order: data.ContinuedOrder | data.ShuffledOrder
-    held_out_order: data.ContinuedOrder | data.SequentialOrder
-    if settings.carry_state:
-        order = data.ContinuedOrder(len(text), settings.length, batch_size)
-        held_out_order = data.ContinuedOrder(len(held_out), settings.length, batch_size, repeat=False)
-    else:
-        order = data.ShuffledOrder(len(text), settings.length, batch_size, seed=settings.seed)
-        held_out_order = data.SequentialOrder(len(held_out), settings.length, batch_size)
-    model = _model(settings, tokenizer)
-    resets = settings.documents == "bounded"
-
-    def batches(first: int, rank: int, world: int) -> data.TokenBatches:
-        return data.TokenBatches(
-            text, order, length=settings.length, resets=resets, rank=rank, world=world, first=first
-        )
-
-    def validation(first: int, rank: int, world: int) -> data.TokenBatches:
-        return data.TokenBatches(
-            held_out,
-            held_out_order,
-            length=settings.length,
-            resets=resets,
-            rank=rank,
-            world=world,
-            last=held_out_order.steps,
-        )
-
+    tokenizer = tokenizer_of(settings)
+    text, held_out = streams_of(settings, tokenizer)
+    batches, validation = token_batches(settings, text, held_out)
+    model = model_of(settings, tokenizer)
     bytes_per_token = _spelled(held_out, tokenizer) / len(held_out)
 
     def describe(sums: Sums) -> dict[str, float]:
@@ -135,14 +109,50 @@ def train_language(settings: LanguageTraining) -> TrainingResult:
     return fit(model, settings, folder, objective, tokenizer=tokenizer)
 
 
-def _tokenizer(settings: LanguageTraining) -> Any:
+def token_batches(
+    settings: LanguageTraining, text: data.TokenStream, held_out: data.TokenStream
+) -> tuple[MakeBatches, MakeBatches]:
+    """What makes the batches to learn from, and those to validate with."""
+    batch_size = settings.batch_size * settings.world_size
+    order: data.ContinuedOrder | data.ShuffledOrder
+    held_out_order: data.ContinuedOrder | data.SequentialOrder
+    if settings.carry_state:
+        order = data.ContinuedOrder(len(text), settings.length, batch_size)
+        held_out_order = data.ContinuedOrder(len(held_out), settings.length, batch_size, repeat=False)
+    else:
+        order = data.ShuffledOrder(len(text), settings.length, batch_size, seed=settings.seed)
+        held_out_order = data.SequentialOrder(len(held_out), settings.length, batch_size)
+    resets = settings.documents == "bounded"
+
+    def batches(first: int, rank: int, world: int) -> data.TokenBatches:
+        return data.TokenBatches(
+            text, order, length=settings.length, resets=resets, rank=rank, world=world, first=first
+        )
+
+    def validation(first: int, rank: int, world: int) -> data.TokenBatches:
+        return data.TokenBatches(
+            held_out,
+            held_out_order,
+            length=settings.length,
+            resets=resets,
+            rank=rank,
+            world=world,
+            last=held_out_order.steps,
+        )
+
+    return batches, validation
+
+
+def tokenizer_of(settings: LanguageTraining) -> Any:
+    """The tokenizer that was named, that of the model to begin with, or bytes."""
     from statescan.checkpoints import load_tokenizer
 
     beside = settings.init_from if settings.init_from and Path(settings.init_from).is_dir() else "bytes"
     return load_tokenizer(settings.tokenizer or beside)
 
 
-def _model(settings: LanguageTraining, tokenizer: Any) -> Any:
+def model_of(settings: LanguageTraining, tokenizer: Any) -> Any:
+    """The model to begin with, or a new one."""
     if settings.init_from is None:
         demand(settings, "padded_vocab_size", "language model", "mamba_tiny")
         return build(settings, vocab_size=tokenizer.vocab_size)
@@ -153,7 +163,7 @@ def _model(settings: LanguageTraining, tokenizer: Any) -> Any:
     return model.train()
 
 
-def _streams(settings: LanguageTraining, tokenizer: Any) -> tuple[data.TokenStream, data.TokenStream]:
+def streams_of(settings: LanguageTraining, tokenizer: Any) -> tuple[data.TokenStream, data.TokenStream]:
     """Text to learn from and text to validate with."""
     text = _stream(settings, settings.data, tokenizer)
     if settings.validation:

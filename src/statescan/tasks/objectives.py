@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset
 from statescan import data
 from statescan.tasks._objective_sampler import ObjectiveSampler
 from statescan.tasks._run_folder import MetricsFile, RunFolder
-from statescan.tasks.language import LanguageTraining, _model, _streams, _tokenizer
+from statescan.tasks.language import LanguageTraining, model_of, streams_of, tokenizer_of
 
 if TYPE_CHECKING:
     from statescan.tasks._fit import TrainingResult
@@ -148,8 +148,8 @@ def train_objectives(settings: ObjectiveTraining) -> TrainingResult:
     """
     folder = RunFolder(settings.out)
     settings = folder.settle(settings)
-    tokenizer = _tokenizer(settings)
-    text, held_out = _streams(settings, tokenizer)
+    tokenizer = tokenizer_of(settings)
+    text, held_out = streams_of(settings, tokenizer)
     objectives = mixture(settings.objectives)
     every = settings.round_steps or max(1, settings.steps // 30)
     sampler = ObjectiveSampler(
@@ -180,7 +180,7 @@ def train_objectives(settings: ObjectiveTraining) -> TrainingResult:
     from statescan.tasks._module import next_token
     from statescan.tasks._objective_rounds import Rounds
 
-    model = _model(settings, tokenizer)
+    model = model_of(settings, tokenizer)
     rounds = Rounds(
         sampler,
         measured,

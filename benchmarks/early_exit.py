@@ -4,8 +4,8 @@ python -m benchmarks.early_exit --out runs/early_exit
 
 A language model of 12 blocks learns generated text in which easy stretches (counting on from a number) and hard ones
 (looking a number up in a table of pairs) follow each other, `--seconds` of processor time a backbone. Then exits of every
-kind are taught by it, `--exit-seconds` each, thresholds are measured on one set of sequences, and the one that saves most at an
-agreement of `--quality` is tried on another. All steps are decoded with the states that exits leave behind.
+kind are taught by it, `--exit-seconds` each, thresholds are measured on one set of sequences, and the one that saves most at
+an agreement of `--quality` is tried on another. All steps are decoded with the states that exits leave behind.
 
 One thread, processor time. Models and finished figures are kept in OUT: a killed run goes on there; OUT/exits.png shows the
 curves. Nogales, Gambella and Roveri 2025, "DYNAMAX", arXiv 2504.20922. --quick shows in some minutes that it works.

@@ -29,7 +29,11 @@ def test_every_layout_both_ways(name, layout, tmp_path):
     assert checkpoints.detect(tmp_path / "m") == (first.family if layout == "huggingface" else layout)
 
 
-@pytest.mark.parametrize("name", models.list_models("*_tiny"))
+#: Of seven billion parameters, whatever its name says.
+LARGE = {"granite_4.0_h_tiny"}
+
+
+@pytest.mark.parametrize("name", sorted(set(models.list_models("*_tiny")) - LARGE))
 def test_every_family_in_our_own_layout(name, tmp_path):
     first = statescan.create_model(name)
     first.save(tmp_path / "m")

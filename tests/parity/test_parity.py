@@ -43,9 +43,13 @@ def test_published_outputs(path: Path, backend: str) -> None:
     assert result.verdict == "pass", str(result)
 
 
+#: Papers without code: nothing to compare with.
+UNPUBLISHED = {"dynamax", "ecg_mamba", "pkd"}
+
+
 @needs_folder
 def test_every_working_system_has_fixtures() -> None:
-    assert {Fixture(path).system for path in FIXTURES} >= SLUGS
+    assert {Fixture(path).system for path in FIXTURES} >= SLUGS - UNPUBLISHED
 
 
 @needs_folder

@@ -214,8 +214,8 @@ def test_adventurer_blocks_that_turn() -> None:
     x = torch.randn(1, 5, 16)
     turned = model.blocks[0].mixer
     turned.flip = True
-    assert torch.equal(turned._turned(turned._turned(x)), x)
-    assert torch.equal(turned._turned(x)[:, -1], x[:, -1])
+    assert torch.equal(turned.turned(turned.turned(x)), x)
+    assert torch.equal(turned.turned(x)[:, -1], x[:, -1])
     with pytest.raises(ValueError, match="flip: unknown 'odd'; known: published, alternate, never"):
         build("adventurer_micro", flip="odd")
 

@@ -59,19 +59,19 @@ class LRATraining(TrainingSettings):
     #: What a text is read as; characters as in the published experiments of state-space models.
     level: Literal["characters", "bytes"] = "characters"
     #: Optimiser steps; None: the recipe's.
-    steps: int | None = None  # type: ignore[assignment]
+    steps: int | None = None
     #: Sequences of a batch, on each device; None: the recipe's.
-    batch_size: int | None = None  # type: ignore[assignment]
+    batch_size: int | None = None
     #: Batches whose gradients make one step; None: the recipe's.
-    accumulate: int | None = None  # type: ignore[assignment]
+    accumulate: int | None = None
     #: Highest learning rate; None: the recipe's.
-    learning_rate: float | None = None  # type: ignore[assignment]
+    learning_rate: float | None = None
     #: Other highest learning rates, of parameters whose names hold a part; None: the recipe's.
-    learning_rates: tuple[str, ...] | None = None  # type: ignore[assignment]
+    learning_rates: tuple[str, ...] | None = None
     #: Steps of linear warm-up; None: the recipe's share of all steps.
-    warmup: int | None = None  # type: ignore[assignment]
+    warmup: int | None = None
     #: Weight decay of matrices; None: the recipe's.
-    weight_decay: float | None = None  # type: ignore[assignment]
+    weight_decay: float | None = None
     #: Learning rate at the end, as a fraction of the highest.
     final_learning_rate: float = 0.0
     #: AdamW's decay rates of the running mean and of the mean square.

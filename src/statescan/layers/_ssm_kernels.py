@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from statescan import ops, ssm
+from statescan._names import choice
 from statescan.layers._precision import widen
 
 #: From parameters to positive quantities, and back.
@@ -35,15 +35,6 @@ _MIXTURES = {
 _PART = 1 << 22
 #: States advance over this many positions by one product of matrices.
 _BLOCK = 128
-
-
-def choice(name: str, given: str, known: tuple[str, ...]) -> str:
-    """`given`, if it is one of `known`; otherwise an error that names the nearest."""
-    if given not in known:
-        near = get_close_matches(str(given), known, n=1)
-        hint = f"; nearest: {near[0]!r}" if near else ""
-        raise ValueError(f"{name}: unknown {given!r}{hint}; known: {', '.join(known)}")
-    return given
 
 
 def _transform(value: Tensor, name: str) -> Tensor:

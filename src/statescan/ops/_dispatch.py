@@ -12,10 +12,11 @@ import importlib
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any
 
 import torch
+
+from statescan._names import nearest
 
 #: Holds the definitions of all operators; one library object for the whole package.
 LIBRARY = torch.library.Library("statescan", "DEF")
@@ -38,8 +39,7 @@ def backend(name: str) -> Iterator[None]:
     """
     global _pinned
     if name not in BACKENDS:
-        near = get_close_matches(name, BACKENDS, n=1)
-        hint = f"; nearest: {near[0]!r}" if near else ""
+        hint = nearest(name, BACKENDS)
         raise ValueError(f"backend: unknown name {name!r}; known: {', '.join(BACKENDS)}{hint}")
     before, _pinned = _pinned, name
     try:
@@ -162,8 +162,7 @@ def explain(name: str, *args: Any, **kwargs: Any) -> str:
     ``explain("selective_scan", x, delta, A, B, C)``.
     """
     if name not in _OPERATORS:
-        near = get_close_matches(name, _OPERATORS, n=1)
-        hint = f"; nearest: {near[0]!r}" if near else ""
+        hint = nearest(name, _OPERATORS)
         raise ValueError(f"explain: unknown operator {name!r}; known: {', '.join(sorted(_OPERATORS))}{hint}")
     operator = _OPERATORS[name]
     return operator.explain(*operator.bind(*args, **kwargs))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from statescan import data
+from statescan._names import nearest
 from statescan.models import list_models, model_info
 from statescan.tasks._lra_recipes import RECIPES, SHORT, Recipe, family_of
 from statescan.tasks._run_folder import RunFolder
@@ -107,16 +107,14 @@ class LRATraining(TrainingSettings):
         if self.model not in SHORT:
             known = [*SHORT, *list_models()]
             if self.model not in known:
-                near = get_close_matches(self.model, known, n=1)
-                hint = f"; nearest: {near[0]!r}" if near else ""
+                hint = nearest(self.model, known)
                 raise ValueError(f"model: unknown name {self.model!r}{hint}; with recipes: {', '.join(SHORT)}")
             if self.recipe is not None:
                 raise ValueError(f"recipe: {self.model!r} has none; with recipes: --model {', '.join(SHORT)}")
             return None
         name = self.recipe or self.model
         if name not in RECIPES:
-            near = get_close_matches(name, RECIPES, n=1)
-            hint = f"; nearest: {near[0]!r}" if near else ""
+            hint = nearest(name, RECIPES)
             raise ValueError(f"recipe: unknown name {name!r}{hint}; known: {', '.join(RECIPES)}")
         if family_of(name) != self.model:
             raise ValueError(f"recipe: {name!r} is one of --model {family_of(name)}, not of {self.model!r}")

@@ -76,6 +76,10 @@ def test_model_info_builds_nothing() -> None:
             "unknown option 'head'; nearest: 'heads'",
         ),
         (
+            lambda: statescan.create_model("transformer_tiny", attention="{heads: 2}"),
+            "attention is '{heads: 2}'; expected a dictionary of options",
+        ),
+        (
             lambda: statescan.create_model("hybrid_tiny", layout=["mamba", "mamb"]),
             "unknown layer 'mamb'; nearest: 'mamba'",
         ),

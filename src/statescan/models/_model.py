@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import os
+import typing
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -65,7 +68,20 @@ def build_config(kind: type, values: dict[str, Any], *, name: str) -> Any:
             hint = nearest(key, fields)
             raise ValueError(f"{name}: unknown option {key!r}{hint}; known: {', '.join(fields)}")
     ready = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    for key, value in ready.items():
+        if not isinstance(value, Mapping) and _nested(_types(kind)[key]) and not dataclasses.is_dataclass(value):
+            raise ValueError(f"{name}: {key} is {value!r}; expected a dictionary of options")
     try:
         return kind(**ready)
     except TypeError as error:
         raise TypeError(f"{name}: {error}") from None
+
+
+@functools.cache
+def _types(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _nested(wanted: Any) -> bool:
+    """Whether a field holds options of its own."""
+    return dataclasses.is_dataclass(wanted) or typing.get_origin(wanted) is dict

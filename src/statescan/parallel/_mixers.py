@@ -75,7 +75,13 @@ def mamba_part(
     outputs, states = [], []
     for (x_half, *others), gate, y, last, arriving in halves:
         correction, passed = ops.selective_scan(
-            torch.zeros_like(x_half), *others, None, gate, initial_state=arriving(), resets=resets, return_last_state=True
+            torch.zeros_like(x_half),
+            *others,
+            None,
+            gate,
+            initial_state=arriving(),
+            resets=resets,
+            return_last_state=True,
         )
         outputs.append(y + correction)
         states.append(last + passed)

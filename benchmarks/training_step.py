@@ -203,12 +203,13 @@ def length_for(peer: Worker, longest: int, options: argparse.Namespace) -> tuple
     length = min(SHORTEST, longest)
     peer.step(16)
     while length < longest:
-        seen = peer.step(length)
-        if 4 * seen["added"] > options.memory * free_memory():
-            return length, f"{4 * seen['added'] / 1e9:.0f} GB at {4 * length} tokens"
-        if 4 * seen["wall"] > options.patience:
-            return length, f"{4 * seen['wall']:.0f} s a step at {4 * length} tokens"
-        length = min(longest, 4 * length)
+        longer, seen = min(longest, 4 * length), peer.step(length)
+        times = longer / length
+        if times * seen["added"] > options.memory * free_memory():
+            return length, f"{times * seen['added'] / 1e9:.0f} GB at {longer} tokens"
+        if times * seen["wall"] > options.patience:
+            return length, f"{times * seen['wall']:.0f} s a step at {longer} tokens"
+        length = longer
     return length, ""
 
 

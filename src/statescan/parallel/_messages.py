@@ -101,7 +101,7 @@ def incoming_inputs(
         distance = behind + (width - slots)
         valid = (slots >= width - counts) & (through > 0)
         target = (distance[..., None, :] == (width - slots)[:, None]) & valid[..., None, :]
-        joined = torch.einsum("qbij,qbjc->bic", target.to(wide), inputs.unflatten(-1, (width, channels)))
+        joined = (target[..., None] * inputs.unflatten(-1, (1, width, channels))).sum((0, 3))
         return torch.cat([counts.sum(0).clamp(max=width), opens.prod(0), joined.flatten(1)], dim=1)
 
     arriving = ranks.earlier(message, combine)

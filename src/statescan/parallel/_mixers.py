@@ -123,7 +123,9 @@ def mamba2_part(
         weights = weights * (marks.flip(1).cumsum(1).flip(1) == marks)[..., None]
         reached = reached * (marks.cumsum(1) == 0)[..., None]
     weighed = (weights[..., None] * widen(hidden)).unflatten(2, grouped)
-    last = torch.einsum("blgkp,blgn->bgkpn", weighed, widen(B)).flatten(1, 2)
+    full_precision = torch.autocast(x.device.type, enabled=False)
+    with full_precision:
+        last = torch.einsum("blgkp,blgn->bgkpn", weighed, widen(B)).flatten(1, 2)
     initial = state["ssm"] if state else None
     arriving = incoming_state(
         ranks, total, last, lambda sums: torch.exp(sums)[..., None, None], initial=initial, resets=resets
@@ -131,7 +133,8 @@ def mamba2_part(
     z = mixer._heads(gate) if mixer.norm is None else None
     y: Any = ops.ssd(hidden, steps, A, B, C, mixer._D(), z, chunk_size=mixer.chunk_size, resets=resets)
     before = arriving()
-    correction = torch.einsum("blgn,bgkpn->blgkp", widen(C), before.unflatten(1, grouped)).flatten(2, 3)
+    with full_precision:
+        correction = torch.einsum("blgn,bgkpn->blgkp", widen(C), before.unflatten(1, grouped)).flatten(2, 3)
     correction = correction * reached[..., None]
     if z is not None:
         correction = correction * F.silu(widen(z))

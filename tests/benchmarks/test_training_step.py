@@ -53,7 +53,7 @@ def options(**changes):
     ("free", "patience", "length", "why"),
     [
         (1e9, 100.0, 2048, ""),
-        (5e6, 100.0, 1024, "GB at 4096"),
+        (3e6, 100.0, 1024, "GB at 2048"),
         (1e9, 4.0, 1024, "s a step at"),
         (1.0, 1.0, 256, "GB at"),
     ],

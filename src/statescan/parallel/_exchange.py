@@ -21,6 +21,8 @@ Combine = Callable[[Tensor], Tensor]
 Exchange = Literal["auto", "gather", "scan"]
 #: Up to so many ranks every rank reads all messages at once; beyond it, they are combined in log2(ranks) rounds.
 GATHERED = 8
+#: Its newer name, where torch has that.
+all_gather: Any = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
 
 
 class Ranks:
@@ -129,7 +131,7 @@ class _Gather(_Transfer):
         self._kept = message.reshape(1, -1).contiguous()
         arrived = self._kept.new_empty(size, self._kept.shape[1])
         self._arrived = arrived.view(size, *message.shape)[: self._count]
-        self._work = dist.all_gather_into_tensor(arrived, self._kept, group=self._ranks.group, async_op=True)
+        self._work = all_gather(arrived, self._kept, group=self._ranks.group, async_op=True)
 
     def start_back(self, grad: Tensor) -> None:
         size, rank = self._ranks.size, self._ranks.rank

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from statescan.layers import Mamba, Mamba2, ResidualBlock, ResidualStack, State
-from statescan.parallel._exchange import Exchange, Ranks
+from statescan.parallel._exchange import Exchange, Ranks, all_gather
 from statescan.parallel._mixers import join, mamba2_part, mamba_part, whole
 
 Part = Callable[[Any, Ranks, Tensor, State | None, Tensor | None], tuple[Tensor, State]]
@@ -196,7 +196,7 @@ def _forward(
 def _lengths(ranks: Ranks, length: int, device: torch.device) -> list[int]:
     """Lengths of all parts."""
     found = torch.empty(ranks.size, dtype=torch.int64, device=device)
-    dist.all_gather_into_tensor(found, torch.tensor([length], device=device), group=ranks.group)
+    all_gather(found, torch.tensor([length], device=device), group=ranks.group)
     return found.tolist()
 
 

@@ -89,6 +89,21 @@ class Transformer(nn.Module):
         return F.linear(self.norm(x), self.embedding.weight)
 
 
+class PlainMamba(nn.Module):
+    """mambapy's blocks as a language model; its own shell imports a package that needs CUDA."""
+
+    def __init__(self, dim: int, depth: int, vocabulary: int):
+        from mambapy.mamba import Mamba, MambaConfig, RMSNorm
+
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, dim)
+        self.blocks, self.norm = Mamba(MambaConfig(d_model=dim, n_layers=depth)), RMSNorm(dim, 1e-5, False)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return F.linear(self.norm(self.blocks(self.embedding(tokens))), self.embedding.weight)
+
+
 def build(
     name: str, *, dim: int, depth: int, vocabulary: int, states: int
 ) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
@@ -103,11 +118,7 @@ def build(
         transformer = Transformer(dim, max(1, round(depth * 9 / 16)), vocabulary, parameters(like))
         return transformer, transformer
     if name == "mambapy":
-        from mambapy.lm import LM
-        from mambapy.mamba import MambaConfig as PlainConfig
-
-        plain = LM(PlainConfig(d_model=dim, n_layers=depth), vocabulary)
-        plain.lm_head.weight = plain.embedding.weight  # as all others
+        plain = PlainMamba(dim, depth, vocabulary)
         return plain, plain
     from transformers import MambaConfig, MambaForCausalLM
 
@@ -346,7 +357,7 @@ def main() -> None:
     if options.clock == "process":
         options.threads = [1]
     if options.quick:
-        options.rounds = 2
+        options.rounds, options.threads = 2, [1]
     points = Points(options.out / ("quick.jsonl" if options.quick else "points.jsonl"))
     torch.set_num_threads(max(options.threads))
     tables = {f"A training step, batch 1, float32, {options.clock} clock": speed_rows(points, options)}

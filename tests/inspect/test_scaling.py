@@ -137,7 +137,7 @@ def test_the_command_prints_tables_and_draws(capsys, tmp_path):
     arguments = ["--model", "mamba_tiny", "--machines", "1", "1000", "--length", "128", "--out", str(picture)]
     assert main(["inspect", "scaling", *arguments]) == 0
     out = capsys.readouterr().out
-    for word in (*inspect.STRATEGIES, "1,000", "128,000", "float32", "int4"):
+    for word in (*inspect.STRATEGIES, "1,000", "of one", "float32", "int4"):
         assert word in out
     assert picture.stat().st_size > 1000
     assert main(["inspect", "scaling", "--model", "transformer_tiny", "--strategies", "tensor"]) == 2

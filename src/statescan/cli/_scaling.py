@@ -60,7 +60,6 @@ def scaling(
         (
             strategy,
             f"{cost.machines:,}",
-            f"{cost.tokens:,}",
             f"{1e3 * cost.seconds:,.1f}",
             f"{1e3 * cost.exposed:,.1f}",
             f"{cost.tokens_per_second:,.0f}",
@@ -71,12 +70,12 @@ def scaling(
         for strategy, costs in steps.items()
         for cost in costs
     ]
-    heads = ("strategy", "machines", "tokens", "ms", "of it waiting", "tokens/s", "of one", "GB sent", "GB held")
-    _print.table(f"A training step of {model}: {batch} x {length:,} tokens a machine, float32", heads, rows)
-    rows = []
+    heads = ("name", "N", "ms", "waiting", "tokens/s", "of one", "GB sent", "GB held")
+    _print.table(f"A training step of {model} on N machines, {batch} x {length:,} tokens each, float32", heads, rows)
+    tokens = []
     for name, width in (("float32", 4.0), ("bfloat16", 2.0), ("int8", 1.0), ("int4", 0.5)):
         token = inspect.decoding(work, rates, batch=decode_batch, bytes_per_weight=width)
-        rows.append(
+        tokens.append(
             (
                 name,
                 f"{1e3 * token.seconds:,.3f}",
@@ -86,8 +85,11 @@ def scaling(
                 f"{token.memory_bytes / 1e9:,.2f}" + ("" if token.fits else " too much"),
             )
         )
-    heads = ("weights", "ms", "bound by", "tokens/s", f"of {max(machines):,} machines", "GB held")
-    _print.table(f"Decoding with {model}, batch {decode_batch}", heads, rows)
+    _print.table(
+        f"Decoding with {model}, batch {decode_batch}",
+        ("name", "ms", "bound by", "tokens/s", f"of {max(machines):,} machines", "GB held"),
+        tokens,
+    )
     if out is not None:
         inspect.draw_machines(out, f"{model}, {batch} x {length:,} tokens a machine", steps, memory)
         print(out)

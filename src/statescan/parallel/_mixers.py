@@ -57,12 +57,12 @@ def mamba_part(
     steps, A, D = mixer.step_sizes(delta), mixer._A(), widen(mixer.D)
     initial = state["ssm"] if state else None
     middle = mixer.inner_dim // 2
+    scan: Any = ops.selective_scan
     halves: list[tuple[Any, ...]] = []
     for half in (slice(0, middle), slice(middle, mixer.inner_dim)):
         of_half: tuple[Any, ...] = (hidden[..., half], steps[..., half], A[half], _of(B, half), _of(C, half))
         gate = projected[1][..., half]
-        rest: dict[str, Any] = dict(D=D[half], z=gate, resets=resets, return_last_state=True)
-        y, last = ops.selective_scan(*of_half, **rest)
+        y, last = scan(*of_half, D[half], gate, resets=resets, return_last_state=True)
         arriving = incoming_state(
             ranks,
             steps[..., half].sum(1),
@@ -74,7 +74,7 @@ def mamba_part(
         halves.append((of_half, gate, y, last, arriving))
     outputs, states = [], []
     for (x_half, *others), gate, y, last, arriving in halves:
-        correction, passed = ops.selective_scan(
+        correction, passed = scan(
             torch.zeros_like(x_half),
             *others,
             None,

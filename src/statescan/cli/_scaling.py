@@ -60,17 +60,17 @@ def scaling(
         (
             strategy,
             f"{cost.machines:,}",
-            f"{1e3 * cost.seconds:,.1f}",
-            f"{1e3 * cost.exposed:,.1f}",
-            f"{cost.tokens_per_second:,.0f}",
+            _short(1e3 * cost.seconds),
+            _short(1e3 * cost.exposed),
+            _short(cost.tokens_per_second / 1e3),
             f"{cost.tokens_per_second / cost.machines / alone.tokens_per_second:.0%}",
-            f"{cost.sent_bytes / 1e9:,.2f}",
-            f"{cost.memory_bytes / 1e9:,.1f}" + ("" if cost.fits else " too much"),
+            _short(cost.sent_bytes / 1e9),
+            _short(cost.memory_bytes / 1e9) + ("" if cost.fits else " !"),
         )
         for strategy, costs in steps.items()
         for cost in costs
     ]
-    heads = ("name", "N", "ms", "waiting", "tokens/s", "of one", "GB sent", "GB held")
+    heads = ("name", "N", "ms", "waiting", "k tokens/s", "of one", "GB sent", "GB held")
     _print.table(f"A training step of {model} on N machines, {batch} x {length:,} tokens each, float32", heads, rows)
     tokens = []
     for name, width in (("float32", 4.0), ("bfloat16", 2.0), ("int8", 1.0), ("int4", 0.5)):
@@ -82,7 +82,7 @@ def scaling(
                 token.bound,
                 f"{token.tokens_per_second:,.0f}",
                 f"{max(machines) * token.tokens_per_second:,.0f}",
-                f"{token.memory_bytes / 1e9:,.2f}" + ("" if token.fits else " too much"),
+                _short(token.memory_bytes / 1e9) + ("" if token.fits else " !"),
             )
         )
     _print.table(
@@ -90,6 +90,12 @@ def scaling(
         ("name", "ms", "bound by", "tokens/s", f"of {max(machines):,} machines", "GB held"),
         tokens,
     )
+    if not all(cost.fits for costs in steps.values() for cost in costs):
+        print(f"! more than a machine's {memory / 1e9:,.0f} GB")
     if out is not None:
         inspect.draw_machines(out, f"{model}, {batch} x {length:,} tokens a machine", steps, memory)
         print(out)
+
+
+def _short(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"

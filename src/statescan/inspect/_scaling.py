@@ -290,12 +290,11 @@ def draw_machines(path: str | Path, title: str, steps: dict[str, list[StepCost]]
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     speed, memory = figure.subplots(1, 2)
-    for name, costs in steps.items():
+    for number, (name, costs) in enumerate(steps.items()):
         machines = [cost.machines for cost in costs]
-        (line,) = speed.plot(machines, [cost.tokens_per_second for cost in costs], marker="o", label=name)
-        memory.plot(
-            machines, [cost.memory_bytes / 1e9 for cost in costs], marker="o", color=line.get_color(), label=name
-        )
+        style: dict[str, Any] = dict(marker="os^D"[number % 4], markersize=9 - 2 * (number % 4), label=name, alpha=0.8)
+        (line,) = speed.plot(machines, [cost.tokens_per_second for cost in costs], **style)
+        memory.plot(machines, [cost.memory_bytes / 1e9 for cost in costs], color=line.get_color(), **style)
     first = next(iter(steps.values()))[0]
     counts = sorted({cost.machines for costs in steps.values() for cost in costs})
     each = first.tokens_per_second / first.machines

@@ -3,19 +3,25 @@
 python -m benchmarks.dense_retrieval [--quick]
 
 The collection is generated (`data.make_retrieval`): two keys side by side in the noise of every document, a pair of its own,
-and the query is that pair. A Mamba of two blocks pooled at the end of the text is compared with a bag of tokens: the same
-embedding without blocks, the mean of its features, which cannot tell the keys' order. Both learn from the same pairs, with
-cosines over a temperature, and search the whole collection for pairs of unseen documents. Then the processor's time, and the
-growth of the most memory held, to embed one document of 2,048 and of 8,192 tokens, 512 at a time. What was measured is kept
-in ``--out`` as it comes; a run that was killed goes on there.
+and the query is that pair. A Mamba of two blocks pooled at the end of the text, a Transformer of as many parameters pooled
+there too, and a bag of tokens (the same embedding without blocks, the mean of its features, which cannot tell the keys'
+order) learn from the same pairs, with cosines over a temperature, and search the whole collection for pairs of unseen
+documents. BM25 (k1 1.2, b 0.75) searches the same for single characters, and for pairs of neighbours, which is knowing the
+task. Then the processor's time to embed one document of growing length, and the growth of the most memory held: the Mamba
+512 tokens at a time, the Transformer at once. What was measured is kept in ``--out`` as it comes; a run that was killed goes
+on there. Figures go to ``benchmarks/results/dense_retrieval.json`` and ``.md``, the picture to
+``docs/assets/dense_retrieval.png``.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +32,32 @@ from benchmarks import _measure
 from benchmarks._points import Points
 from statescan import data, tasks
 from statescan.models import build_model
+from statescan.tasks.dense_search import retrieval_scores
 
-#: Fields of the models, and their pooling.
-WAYS: dict[str, tuple[tuple[str, ...], str]] = {
-    "Mamba, end of text": (("dim=64", "depth=2"), "eos"),
-    "bag of tokens": (("dim=64", "depth=0"), "mean"),
+PICTURE = Path(__file__).parents[1] / "docs" / "assets" / "dense_retrieval.png"
+_TRANSFORMER = ("dim=64", "depth=2", "mlp_dim=88", 'attention={"heads": 4, "rotary_dim": 16}')
+#: A model's name, its fields and its pooling.
+WAYS: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "Mamba, end of text": ("mamba_tiny", ("dim=64", "depth=2"), "eos"),
+    "Transformer, end of text": ("transformer_tiny", _TRANSFORMER, "eos"),
+    "bag of tokens": ("mamba_tiny", ("dim=64", "depth=0"), "mean"),
 }
-LENGTHS = (2048, 8192)
+#: How BM25 splits a text.
+TERMS: dict[str, Callable[[str], list[str]]] = {
+    "BM25, characters": list,
+    "BM25, pairs of characters": lambda text: [text[i : i + 2] for i in range(len(text) - 1)],
+}
+LENGTHS = (512, 2048, 8192, 16384)
+_ATTENTION = {"layout": ["attention"], "mlp_dim": 128, "attention": {"heads": 4, "rotary_dim": 32}}
+READERS: dict[str, tuple[str, dict[str, Any], int | None]] = {
+    "Mamba": ("mamba", {}, 512),
+    "Transformer": ("hybrid", _ATTENTION, None),
+}
 
 
 def train(way: str, seed: int, steps: int, documents: int) -> dict[str, Any]:
     """One encoder and its scores on unseen documents."""
-    fields, pooling = WAYS[way]
+    name, fields, pooling = WAYS[way]
     began = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         data.make_retrieval(f"{folder}/made", documents=documents, seed=seed)
@@ -45,6 +65,7 @@ def train(way: str, seed: int, steps: int, documents: int) -> dict[str, Any]:
             data=Path(folder, "made"),
             test_split="test",
             out=Path(folder, "run"),
+            model=name,
             set=fields,
             pooling=pooling,  # type: ignore[arg-type]
             normalise=True,
@@ -64,21 +85,66 @@ def train(way: str, seed: int, steps: int, documents: int) -> dict[str, Any]:
     return {**result.test, "parameters": result.parameters, "seconds": time.process_time() - began}
 
 
+def match(way: str, seed: int, documents: int) -> dict[str, Any]:
+    """BM25 on the test of the same collection (Robertson and Zaragoza 2009, equation 3.15, with log(1 + ...))."""
+    began = time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        data.make_retrieval(folder, documents=documents, seed=seed)
+        made = data.read_retrieval(folder, "test")
+    split, k1, b = TERMS[way], 1.2, 0.75
+    counts = {name: Counter(split(text)) for name, text in made.documents.items()}
+    mean = statistics.mean(c.total() for c in counts.values())
+    holds = Counter(term for c in counts.values() for term in c)
+    run = {}
+    for query, text in made.queries.items():
+        run[query] = {
+            name: sum(
+                math.log(1 + (len(counts) - holds[term] + 0.5) / (holds[term] + 0.5))
+                * c[term]
+                * (k1 + 1)
+                / (c[term] + k1 * (1 - b + b * c.total() / mean))
+                for term in split(text)
+            )
+            for name, c in counts.items()
+        }
+    return {**retrieval_scores(run, made.relevant), "parameters": 0, "seconds": time.process_time() - began}
+
+
 @torch.no_grad()
-def read(length: int, repeats: int) -> dict[str, Any]:
+def read(reader: str, length: int, repeats: int) -> dict[str, Any]:
     """One document."""
     torch.manual_seed(0)
-    model = build_model("retriever", {"language_model": {"dim": 128, "depth": 2, "vocab_size": 256}}).eval()
+    family, fields, chunk = READERS[reader]
+    inner = {"dim": 128, "depth": 2, "vocab_size": 256, **fields}
+    model = build_model("retriever", {"backbone": family, "language_model": inner}).eval()
     tokens = torch.randint(1, 256, (1, length))
     model(tokens[:, :512])
     before = _measure.reset_peak_memory()
     taken = []
     for _ in range(repeats):
         began = time.process_time()
-        model(tokens, chunk=512)
+        model(tokens, chunk=chunk)
         taken.append(time.process_time() - began)
     grown = (_measure.peak_memory() - before) / 2**20
-    return {"milliseconds": 1e3 * statistics.median(taken), "MiB more held": grown}
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return {"parameters": parameters, "milliseconds": 1e3 * statistics.median(taken), "MiB more held": grown}
+
+
+def draw(means: list[dict[str, Any]], lengths: list[dict[str, Any]]) -> None:
+    """What is found, and what reading costs."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    names = [row["encoder"] for row in means][::-1]
+    left.barh(names, [row["R@1"] for row in means][::-1], color="tab:blue")
+    left.set(xlabel="recall at 1, unseen documents", xlim=(0, 1))
+    for reader in READERS:
+        rows = [row for row in lengths if row["encoder"] == reader]
+        right.plot([row["tokens"] for row in rows], [row["milliseconds"] for row in rows], marker="o", label=reader)
+    right.set(xscale="log", yscale="log", xlabel="tokens of a document", ylabel="milliseconds, one thread")
+    right.legend()
+    figure.savefig(PICTURE, dpi=110)
 
 
 def main() -> None:
@@ -92,26 +158,33 @@ def main() -> None:
     given = parser.parse_args()
     if given.quick:
         given.steps, given.seeds, given.documents = 20, 1, 100
+    torch.set_num_threads(1)
     points = Points(given.out)
+    repeats, version = 1 if given.quick else 7, statescan.__version__
+    lengths: list[dict[str, Any]] = []
+    for reader in READERS:
+        for length in LENGTHS[:2] if given.quick else LENGTHS:
+            point = {"reader": reader, "length": length, "repeats": repeats, "version": version}
+            found = points.get(point, lambda r=reader, n=length: read(r, n, repeats))  # type: ignore[misc]
+            lengths.append({"encoder": reader, "tokens": length, **found})
     rows: list[dict[str, Any]] = []
     for seed in range(given.seeds):
-        for way in WAYS:
-            point = {"way": way, "seed": seed, "steps": given.steps, "documents": given.documents}
-            found = points.get(point, lambda way=way, seed=seed: train(way, seed, given.steps, given.documents))  # type: ignore[misc]
+        for way in (*WAYS, *TERMS):
+            point = {"way": way, "seed": seed, "documents": given.documents}
+            if way in WAYS:
+                point["steps"] = given.steps
+                found = points.get(point, lambda w=way, s=seed: train(w, s, given.steps, given.documents))  # type: ignore[misc]
+            else:
+                found = points.get(point, lambda w=way, s=seed: match(w, s, given.documents))  # type: ignore[misc]
             rows.append({"encoder": way, "seed": seed, **found})
             print(rows[-1], flush=True)
-    repeats = 1 if given.quick else 7
-    lengths = []
-    for length in LENGTHS:
-        point = {"length": length, "repeats": repeats, "version": statescan.__version__}
-        lengths.append({"tokens": length, **points.get(point, lambda length=length: read(length, repeats))})  # type: ignore[misc]
-    means = [_mean(way, [row for row in rows if row["encoder"] == way]) for way in WAYS]
+    means = [_mean(way, [row for row in rows if row["encoder"] == way]) for way in (*WAYS, *TERMS)]
     title = f"Unseen documents among {given.documents}: mean of {given.seeds} seeds, {given.steps} steps"
     _measure.show(title, means)
-    reading = f"One document, 512 tokens at a time; time at {LENGTHS[1]:,} over that at {LENGTHS[0]:,} tokens: "
-    reading += f"{lengths[1]['milliseconds'] / lengths[0]['milliseconds']:.2f}"
+    reading = "One document: Mamba 512 tokens at a time, the Transformer at once; dim 128, depth 2, one thread"
     _measure.show(reading, lengths)
     if not given.quick:
+        draw(means, lengths)
         _measure.save("dense_retrieval", rows + lengths, tables={title: means, "Each seed": rows, reading: lengths})
 
 

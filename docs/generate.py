@@ -10,7 +10,7 @@ from statescan.models._vision import VisionConfig
 
 ROOT = Path(__file__).parents[1]
 #: Benchmarks whose tables stand on the page of performance.
-MEASURED = ("selective_scan", "operators", "structured_speed", "generation_step", "images")
+MEASURED = ("selective_scan", "operators", "structured_speed", "generation_step", "decode_engine", "images")
 
 
 def systems_table(folder: str) -> str:

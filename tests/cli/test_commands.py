@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from statescan.cli import commands, main
+from statescan.cli import commands, main, train
 
 
 def run(capsys, *arguments):
@@ -32,6 +32,14 @@ def test_every_command_has_help(capsys, name):
     status, out, _ = run(capsys, name, "--help")
     assert status in (0, None)
     assert "usage" in out.lower()
+
+
+@pytest.mark.parametrize("task", train.COMMANDS)
+def test_help_of_a_training_is_for_its_reader(capsys, task):
+    status, out, _ = run(capsys, "train", task, "--help")
+    assert status in (0, None)
+    assert "usage" in out.lower()
+    assert "type: ignore" not in out and "noqa" not in out
 
 
 def test_listing_commands_needs_no_torch():

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from statescan._names import nearest
 from statescan.data import _arena_files as files
 from statescan.data._listops import LISTOPS_VOCABULARY, ListOps
 from statescan.data._pathfinder import pathfinder_batch
@@ -119,8 +119,7 @@ def arena_task(name: str) -> ArenaTask:
         ValueError: for a name that does not exist; the nearest is shown.
     """
     if name not in ARENA:
-        near = get_close_matches(name, ARENA, n=1)
-        hint = f"; nearest: {near[0]!r}" if near else ""
+        hint = nearest(name, ARENA)
         raise ValueError(f"task: unknown name {name!r}{hint}; known: {', '.join(ARENA)}")
     return ARENA[name]
 

@@ -7,13 +7,13 @@ import os
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from statescan._names import nearest
 from statescan.data._listops import LISTOPS_VOCABULARY, ListOps
 from statescan.data._synthetic import batch_seed
 
@@ -215,8 +215,7 @@ def read_sequences(
         return learn, tried
     path = Path(source)
     if path.suffix not in _READERS:
-        near = get_close_matches(str(source), SEQUENCE_DATA, n=1)
-        hint = f"; nearest: {near[0]!r}" if near else ""
+        hint = nearest(str(source), SEQUENCE_DATA)
         raise ValueError(
             f"data: {str(source)!r} is neither a file ending in {' or '.join(_READERS)} nor a known name{hint}; known: "
             f"{', '.join(SEQUENCE_DATA)}"

@@ -9,13 +9,14 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from statescan._names import nearest
 
 #: First words of names by which a time column is known when none is named.
 _TIMES = ("date", "datetime", "time", "timestamp", "ds")
@@ -246,8 +247,7 @@ def _of_file(path: str | os.PathLike[str], delimiter: str | None) -> dict[str, l
 def _check_columns(argument: str, names: Sequence[str], table: dict[str, list[Any]]) -> None:
     for name in names:
         if name not in table:
-            near = get_close_matches(name, table, n=1)
-            hint = f"; nearest: {near[0]!r}" if near else ""
+            hint = nearest(name, table)
             raise ValueError(f"{argument}: no column {name!r}{hint}; the table has {', '.join(table)}")
 
 

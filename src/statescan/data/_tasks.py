@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any
 
+from statescan._names import nearest
 from statescan.data._chains import (
     Arithmetic,
     EditDistance,
@@ -61,5 +61,4 @@ def synthetic_task(name: str, settings: Mapping[str, Any] | None = None) -> Synt
 
 
 def _nearest(name: str, known: Any) -> str:
-    near = get_close_matches(name, known, n=1)
-    return f"; nearest: {near[0]!r}" if near else f"; known: {', '.join(sorted(known))}"
+    return nearest(name, known) or f"; known: {', '.join(sorted(known))}"

@@ -7,10 +7,11 @@ They keep the interface of Gymnasium's vector environments, ended episodes begin
 from __future__ import annotations
 
 import math
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
+
+from statescan._names import nearest
 
 Array = np.ndarray
 #: Observations, rewards, terminated, truncated, and further information.
@@ -272,8 +273,7 @@ def memory_environment(name: str, count: int, **options: Any) -> Any:
         ValueError: an unknown name or option; the nearest known one is named.
     """
     if name not in ENVIRONMENTS:
-        near = get_close_matches(name, ENVIRONMENTS, n=1)
-        hint = f"; nearest: {near[0]!r}" if near else ""
+        hint = nearest(name, ENVIRONMENTS)
         raise ValueError(f"environment: unknown {name!r}{hint}; known: {', '.join(ENVIRONMENTS)}")
     try:
         return ENVIRONMENTS[name](count, **options)

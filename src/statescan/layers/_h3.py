@@ -64,7 +64,7 @@ class ShiftKernel(nn.Module):
     def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """u (batch, dim), state (batch, dim, N) -> y (batch, dim) and the next state."""
         state = torch.addcmul(nn.functional.pad(state, (1, -1)), widen(self.B), widen(u)[..., None])
-        return torch.bmm(state.transpose(0, 1), widen(self.C)[..., None])[..., 0].t(), state
+        return (state * widen(self.C)).sum(-1), state
 
     def _read(self, state: Tensor) -> Tensor:
         """sum_n state[n] C[n + l] for l below N."""

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from statescan import ops
+from statescan._names import choice
 from statescan.layers._butterfly import ButterflyTransform, butterfly_transform
 from statescan.layers._h3 import HeadProducts
 from statescan.layers._precision import widen, widened
 from statescan.layers._s4 import SequenceDropout, build_activation
 from statescan.layers._segments import walk_segments
-from statescan.layers._ssm_kernels import choice
 from statescan.layers._state import State
 
 #: How kernels are smoothed and first drawn.

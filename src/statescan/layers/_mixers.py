@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from difflib import get_close_matches
 from typing import Any, Literal
 
 from torch import nn
 
+from statescan._names import nearest
 from statescan.layers._attention import Attention
 from statescan.layers._based import BaseConv, SlidingAttention, TaylorLinearAttention
 from statescan.layers._companion import CompanionMixer
@@ -184,5 +184,4 @@ def check_mixer(name: str, options: dict[str, Any], *, label: str = "mixer") -> 
 
 
 def _nearest(name: str, known: Any) -> str:
-    near = get_close_matches(name, known, n=1)
-    return (f"; nearest: {near[0]!r}" if near else "") + f"; known: {', '.join(known) or 'none'}"
+    return nearest(name, known) + f"; known: {', '.join(known) or 'none'}"

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from statescan import ops
+from statescan._names import choice
 from statescan.layers._precision import widen
 from statescan.layers._segments import walk_segments
-from statescan.layers._ssm_kernels import KERNELS, choice
+from statescan.layers._ssm_kernels import KERNELS
 from statescan.layers._state import State
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {

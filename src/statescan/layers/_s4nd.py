@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from statescan._names import choice
 from statescan.layers._precision import widen
 from statescan.layers._s4 import SequenceDropout, build_activation
-from statescan.layers._ssm_kernels import KERNELS, choice
+from statescan.layers._ssm_kernels import KERNELS
 
 
 class S4ND(nn.Module):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from statescan import ops, ssm
+from statescan._names import choice
 from statescan.layers._precision import widen
 
 #: From parameters to positive quantities, and back.
@@ -35,15 +35,6 @@ _MIXTURES = {
 _PART = 1 << 22
 #: States advance over this many positions by one product of matrices.
 _BLOCK = 128
-
-
-def choice(name: str, given: str, known: tuple[str, ...]) -> str:
-    """`given`, if it is one of `known`; otherwise an error that names the nearest."""
-    if given not in known:
-        near = get_close_matches(str(given), known, n=1)
-        hint = f"; nearest: {near[0]!r}" if near else ""
-        raise ValueError(f"{name}: unknown {given!r}{hint}; known: {', '.join(known)}")
-    return given
 
 
 def _transform(value: Tensor, name: str) -> Tensor:
@@ -311,10 +302,10 @@ class DiagonalKernel(nn.Module):
         self._refuse_recurrence()
         dA, dB, read = self._cached(("step", rate), lambda: self._recurrence(rate))
         state = torch.addcmul(dA * state, dB, widen(u)[..., None].to(dB.dtype))
-        return torch.bmm(_as_rows(state), read).permute(1, 2, 0), state
+        return _read(state, read), state
 
     def _recurrence(self, rate: float) -> tuple[Tensor, ...]:
-        """dA, dB (H, N/2), and what reads the outputs from a state, (H, N, channels), real."""
+        """dA, dB (H, N/2), and what reads the outputs from a state, (channels, H, N), real."""
         dA, dB, C, _ = self._discrete(rate)
         return dA, dB, _as_reader(C)
 
@@ -476,17 +467,18 @@ class DPLRKernel(DiagonalKernel):
 
     def step(self, u: Tensor, state: Tensor, *, rate: float = 1.0) -> tuple[Tensor, Tensor]:
         """u (batch, H), state (batch, H, N/2) -> y (batch, channels, H) and the next state, in O(N rank)."""
-        diagonal, read, write = self._cached(("step", rate), lambda: self._recurrence(rate))
-        overlaps, y = torch.bmm(_as_rows(state), read).tensor_split((2 * self.rank,), dim=-1)
-        driven = torch.bmm(torch.cat([overlaps, widen(u).t()[..., None]], dim=-1), write)
-        moved, added = driven.transpose(0, 1).tensor_split((2 * self.states,), dim=-1)
-        state = diagonal * state + torch.view_as_complex(moved.unflatten(-1, (self.states, 2)).contiguous())
-        return y.permute(1, 2, 0) + added.transpose(1, 2), state
+        diagonal, read, write, across = self._cached(("step", rate), lambda: self._recurrence(rate))
+        seen = _read(state, read)  # (batch, 2 rank + channels, H)
+        low = torch.cat([seen[:, : 2 * self.rank], widen(u)[:, None]], dim=1)  # (batch, 2 rank + 1, H)
+        state = diagonal * state
+        for weights, factor in zip(write, low.unbind(1), strict=True):
+            state = torch.addcmul(state, weights, factor[..., None].to(state.dtype))
+        return seen[:, 2 * self.rank :] + (low[:, :, None] * across).sum(1), state
 
     def _recurrence(self, rate: float) -> tuple[Tensor, ...]:
-        """A step as three matrices a channel: what decays (H, N/2); what is read of a state, (H, N, 2 rank + channels),
-        real: two overlaps with P a rank, and outputs; and what overlaps and the input add to state and outputs,
-        (H, 2 rank + 1, N + channels), real.
+        """A step as four matrices a channel: what decays (H, N/2); what is read of a state, (2 rank + channels, H, N), real:
+        two overlaps with P a rank, and outputs; what overlaps and the input add to the state, (2 rank + 1, H, N/2), and to
+        the outputs, (2 rank + 1, channels, H).
 
         (I - dt/2 A)^-1 (I + dt/2 A) for A = diag - P P*, by the Woodbury identity (S4, appendix C.2): with a = P* x,
         z = D (ahead x - P a + 2 B u) and x' = z - D P (I + P* D P)^-1 P* z, everything but `diagonal` is of low rank.
@@ -508,10 +500,9 @@ class DPLRKernel(DiagonalKernel):
             -kept,  # of P* (diagonal x)
             (driven - torch.einsum("rhn,hrs->shn", kept, overlaps(driven[None]).to(P.dtype))[0])[None],  # of u
         ]
-        write = torch.cat(columns).transpose(0, 1)  # (H, 2 rank + 1, N/2)
-        read = torch.cat([_as_reader(P.conj()), _as_reader(P.conj() * diagonal), _as_reader(C * diagonal)], dim=-1)
-        outputs = 2 * torch.einsum("chn,hkn->hkc", C, write).real
-        return diagonal, read, torch.cat([torch.view_as_real(write.contiguous()).flatten(-2), outputs], dim=-1)
+        write = torch.cat(columns)
+        read = torch.cat([_as_reader(P.conj()), _as_reader(P.conj() * diagonal), _as_reader(C * diagonal)])
+        return diagonal, read, write, 2 * torch.einsum("chn,khn->kch", C, write).real
 
     def output_weights(self) -> Tensor:
         """C (channels, H, N/2) with the truncation undone: C (I - dA^L)^-1."""
@@ -546,14 +537,15 @@ class DPLRKernel(DiagonalKernel):
         return full[..., : self.states].to(state.dtype)
 
 
-def _as_rows(state: Tensor) -> Tensor:
-    """(batch, H, N/2), complex, to real and imaginary parts side by side, (H, batch, N)."""
-    return torch.view_as_real(state.resolve_conj()).flatten(-2).transpose(0, 1)
-
-
 def _as_reader(weights: Tensor) -> Tensor:
-    """Weights (rows, H, N/2), complex, to (H, N, rows), real: a state's `_as_rows` times it is 2 Re(weights state)."""
-    return torch.view_as_real(2 * weights.conj().resolve_conj()).flatten(-2).permute(1, 2, 0).contiguous()
+    """Weights (rows, H, N/2), complex, to (rows, H, N), real: products with a state's real and imaginary parts side by side
+    sum to 2 Re(weights state)."""
+    return torch.view_as_real(2 * weights.conj().resolve_conj()).flatten(-2)
+
+
+def _read(state: Tensor, reader: Tensor) -> Tensor:
+    """A state (batch, H, N/2) through `_as_reader`: (batch, rows, H). So small products are faster than `bmm`'s."""
+    return (torch.view_as_real(state.resolve_conj()).flatten(-2)[:, None] * reader).sum(-1)
 
 
 def _overlap(P: Tensor, x: Tensor) -> Tensor:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
-from difflib import get_close_matches
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from statescan._names import nearest
 
 
 class Model(nn.Module):
@@ -61,8 +62,7 @@ def build_config(kind: type, values: dict[str, Any], *, name: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for key in values:
         if key not in fields:
-            near = get_close_matches(key, fields, n=1)
-            hint = f"; nearest: {near[0]!r}" if near else ""
+            hint = nearest(key, fields)
             raise ValueError(f"{name}: unknown option {key!r}{hint}; known: {', '.join(fields)}")
     ready = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     try:

@@ -8,11 +8,11 @@ import importlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from torch import Tensor
 
+from statescan._names import nearest
 from statescan.models._manifest import MANIFEST
 from statescan.models._model import Model, build_config
 
@@ -115,6 +115,5 @@ def config_dict(model: Model) -> dict[str, Any]:
 
 
 def _unknown(kind: str, name: str, known: list[str]) -> str:
-    near = get_close_matches(name, known, n=1)
-    hint = f"; nearest: {near[0]!r}" if near else ""
+    hint = nearest(name, known)
     return f"unknown {kind} {name!r}{hint}; `statescan models` lists all"

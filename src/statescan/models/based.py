@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from statescan._names import nearest
 from statescan.layers import BaseConv, SlidingAttention, TaylorLinearAttention
 from statescan.models._language_model import LanguageModel, LanguageModelConfig, build_attention, build_stack
 from statescan.models._published import add_prefix
@@ -64,8 +64,7 @@ class BasedConfig(LanguageModelConfig):
         layout = (self.layout,) if isinstance(self.layout, str) else tuple(self.layout)
         for name in layout:
             if name not in _MIXERS:
-                near = get_close_matches(name, _MIXERS, n=1)
-                hint = f"; nearest: {near[0]!r}" if near else ""
+                hint = nearest(name, _MIXERS)
                 raise ValueError(f"layout: unknown mixer {name!r}{hint}; known: {', '.join(_MIXERS)}")
         if not layout:
             raise ValueError("layout: name at least one mixer")

@@ -7,11 +7,11 @@ attention with rotary positions and gated MLPs, is the baseline of the library's
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any
 
 from torch import nn
 
+from statescan._names import nearest
 from statescan.layers import MIXERS, UNDECAYED, GatedMLP, ResidualBlock, build_mixer, build_norm, check_mixer
 from statescan.models._language_model import LanguageModel, LanguageModelConfig, build_attention, build_stack
 from statescan.models._registry import Family
@@ -41,8 +41,7 @@ class HybridConfig(LanguageModelConfig):
         known = (*(name for name in MIXERS if name != "attention"), "attention", "mlp")
         for name in layout:
             if name not in known:
-                near = get_close_matches(name, known, n=1)
-                hint = f"; nearest: {near[0]!r}" if near else ""
+                hint = nearest(name, known)
                 raise ValueError(f"layout: unknown layer {name!r}{hint}; known: {', '.join(known)}")
         for name, options in self.mixers.items():
             check_mixer(name, options, label="mixers")

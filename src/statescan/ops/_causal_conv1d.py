@@ -54,7 +54,7 @@ def causal_conv1d(
         y, shaped and typed as x; with `return_last_state` the pair (y, last state). Differentiable in every floating input.
     """
     args = _bind(x, weight, bias, activation=activation, initial_state=initial_state, resets=resets, offsets=offsets)
-    y = torch.ops.statescan.causal_conv1d(*args)
+    y = OPERATOR(*args)
     if not return_last_state:
         return y
     return y, _last_inputs(x, weight.shape[1] - 1, initial_state, resets, offsets)

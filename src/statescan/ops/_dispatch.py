@@ -12,10 +12,11 @@ import importlib
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any
 
 import torch
+
+from statescan._names import nearest
 
 #: Holds the definitions of all operators; one library object for the whole package.
 LIBRARY = torch.library.Library("statescan", "DEF")
@@ -38,8 +39,7 @@ def backend(name: str) -> Iterator[None]:
     """
     global _pinned
     if name not in BACKENDS:
-        near = get_close_matches(name, BACKENDS, n=1)
-        hint = f"; nearest: {near[0]!r}" if near else ""
+        hint = nearest(name, BACKENDS)
         raise ValueError(f"backend: unknown name {name!r}; known: {', '.join(BACKENDS)}{hint}")
     before, _pinned = _pinned, name
     try:
@@ -72,6 +72,14 @@ class Operator:
     name: str
     bind: Callable[..., tuple[Any, ...]]
     implementations: list[Implementation] = field(default_factory=list)
+    body: Callable[..., Any] | None = None  # what is registered, and the registered operator: `_registration.define`
+    registered: Callable[..., Any] | None = None
+
+    def __call__(self, *args: Any) -> Any:
+        """Compute: through torch's dispatcher where somebody listens there (a gradient, a compiler, a mode), else at
+        once. The way through Python's part of the dispatcher costs 40 us a call, several times a step's kernel."""
+        assert self.body is not None and self.registered is not None
+        return self.registered(*args) if torch.compiler.is_compiling() or _heard(args) else self.body(*args)
 
     def choose(self, *args: Any) -> Implementation:
         """The implementation that runs for these arguments."""
@@ -114,6 +122,30 @@ class Operator:
             warnings.warn(f"statescan runs on its slow references: {missing}", RuntimeWarning, stacklevel=4)
 
 
+def _heard(args: tuple[Any, ...]) -> bool:
+    """Whether anything beside the operator's body has to learn of a call with these arguments."""
+    if (
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch.autograd.profiler._is_profiler_enabled
+    ):
+        return True
+    tracked = torch.is_grad_enabled()
+    for value in args:
+        if isinstance(value, torch.Tensor) and (
+            type(value) not in _PLAIN
+            or (tracked and value.requires_grad)
+            or not (value.is_cpu or value.is_cuda)
+            or value.is_conj()
+            or value.is_neg()
+        ):
+            return True
+    return False
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 _OPERATORS: dict[str, Operator] = {}
 
 
@@ -130,8 +162,7 @@ def explain(name: str, *args: Any, **kwargs: Any) -> str:
     ``explain("selective_scan", x, delta, A, B, C)``.
     """
     if name not in _OPERATORS:
-        near = get_close_matches(name, _OPERATORS, n=1)
-        hint = f"; nearest: {near[0]!r}" if near else ""
+        hint = nearest(name, _OPERATORS)
         raise ValueError(f"explain: unknown operator {name!r}; known: {', '.join(sorted(_OPERATORS))}{hint}")
     operator = _OPERATORS[name]
     return operator.explain(*operator.bind(*args, **kwargs))
@@ -151,8 +182,11 @@ def cpu_accepts(*tensors: torch.Tensor | None) -> str | None:
     return None if cpu.available() else cpu.why_not()
 
 
-def triton_implementation(module: str, accepts: Callable[..., str | None]) -> Implementation:
-    """The entry of the Triton kernels in `statescan.kernels.triton.MODULE`, imported when they first run."""
+def triton_implementation(
+    module: str, accepts: Callable[..., str | None], backward: Callable[..., Any] | None = None
+) -> Implementation:
+    """The entry of the Triton kernels in `statescan.kernels.triton.MODULE`, imported when they first run; `backward`
+    where the module has none of its own."""
 
     def direction(name: str) -> Callable[..., Any]:
         def run(*args: Any) -> Any:
@@ -160,7 +194,7 @@ def triton_implementation(module: str, accepts: Callable[..., str | None]) -> Im
 
         return run
 
-    return Implementation("triton", accepts, direction("forward"), direction("backward"))
+    return Implementation("triton", accepts, direction("forward"), backward or direction("backward"))
 
 
 def triton_accepts(*tensors: torch.Tensor | None) -> str | None:

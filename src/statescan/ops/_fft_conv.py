@@ -12,7 +12,8 @@ from torch import Tensor
 
 from statescan.kernels import cpu_fft_conv
 from statescan.ops import _checks as checks
-from statescan.ops._dispatch import LIBRARY, Implementation, Operator, cpu_accepts, register
+from statescan.ops._dispatch import Implementation, Operator, cpu_accepts, register
+from statescan.ops._registration import define
 
 #: Channels transformed together: enough to vectorise over, few enough for their spectra to stay in the cache.
 _CHUNK = 16
@@ -44,7 +45,7 @@ def fft_conv(
     Returns:
         y, shaped and typed as x; computed in float32 (float64 for float64). Differentiable in every argument.
     """
-    return torch.ops.statescan.fft_conv(*_bind(x, kernel, D, gate=gate, anticausal_kernel=anticausal_kernel))
+    return OPERATOR(*_bind(x, kernel, D, gate=gate, anticausal_kernel=anticausal_kernel))
 
 
 def fft_conv_reference(
@@ -91,50 +92,14 @@ def _bind(
     return x, kernel, D, gate, anticausal_kernel
 
 
-_ARGUMENTS = "Tensor x, Tensor kernel, Tensor? D, Tensor? gate, Tensor? anticausal_kernel"
-LIBRARY.define(f"fft_conv({_ARGUMENTS}) -> Tensor")
-LIBRARY.define(
-    f"fft_conv_backward(Tensor grad, {_ARGUMENTS}) -> "
-    "(Tensor x, Tensor kernel, Tensor D, Tensor gate, Tensor anticausal_kernel)"
-)
 OPERATOR = register(Operator("fft_conv", _bind))
-
-
-def _run(*args: Any) -> Tensor:
-    return OPERATOR.choose(*args).forward(*args)
-
-
-def _run_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    implementation = OPERATOR.choose(*args)
-    assert implementation.backward is not None
-    return tuple(args[0].new_empty(0) if g is None else g for g in implementation.backward(grad, *args))
-
-
-def _fake(x: Tensor, *args: Any) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-def _fake_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    return tuple(
-        grad.new_empty(0) if t is None else torch.empty_like(t, memory_format=torch.contiguous_format) for t in args
-    )
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    tensors = ctx.saved_tensors
-    gradients = torch.ops.statescan.fft_conv_backward(grad, *tensors)
-    return tuple(g if t is not None else None for g, t in zip(gradients, tensors, strict=True))
-
-
-LIBRARY.impl("fft_conv", _run, "CompositeExplicitAutograd")
-LIBRARY.impl("fft_conv_backward", _run_backward, "CompositeExplicitAutograd")
-torch.library.register_fake("statescan::fft_conv", _fake, lib=LIBRARY)
-torch.library.register_fake("statescan::fft_conv_backward", _fake_backward, lib=LIBRARY)
-torch.library.register_autograd("statescan::fft_conv", _differentiate, setup_context=_save, lib=LIBRARY)
+define(
+    OPERATOR,
+    "Tensor x, Tensor kernel, Tensor? D, Tensor? gate, Tensor? anticausal_kernel",
+    inputs=5,
+    outputs=1,
+    fake=lambda x, *args: (torch.empty_like(x, memory_format=torch.contiguous_format),),
+)
 
 
 # ---- the transform, a few channels at a time -------------------------------------------------------------------
@@ -182,12 +147,14 @@ def _chunks(channels: int) -> list[slice]:
     return [slice(start, min(start + _CHUNK, channels)) for start in range(0, channels, _CHUNK)]
 
 
-def _forward(x: Tensor, kernel: Tensor, D: Tensor | None, gate: Tensor | None, anticausal: Tensor | None) -> Tensor:
+def _forward(
+    x: Tensor, kernel: Tensor, D: Tensor | None, gate: Tensor | None, anticausal: Tensor | None
+) -> tuple[Tensor]:
     wide, taps, future, size = _plan(x, kernel, anticausal)
     length = x.shape[1]
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     if x.numel() == 0:
-        return y
+        return (y,)
     for part in _chunks(x.shape[2]):
         u = x[:, :, part].to(wide)
         if gate is not None:
@@ -198,7 +165,7 @@ def _forward(x: Tensor, kernel: Tensor, D: Tensor | None, gate: Tensor | None, a
         if D is not None:
             out = torch.addcmul(out, rows, D[part].to(wide)[:, None])
         y[:, :, part] = out.transpose(1, 2)
-    return y
+    return (y,)
 
 
 def _backward(
@@ -238,12 +205,12 @@ def _backward(
     return grad_x, grad_kernel, grad_D, grad_gate, grad_future
 
 
-def _call_reference(x: Tensor, kernel: Tensor, D: Any, gate: Any, anticausal: Any) -> Tensor:
-    return fft_conv_reference(x, kernel, D, gate=gate, anticausal_kernel=anticausal)
+def _reference(x: Tensor, kernel: Tensor, D: Any, gate: Any, anticausal: Any) -> tuple[Tensor]:
+    return (fft_conv_reference(x, kernel, D, gate=gate, anticausal_kernel=anticausal),)
 
 
 def _reference_backward(grad: Tensor, *args: Any) -> list[Tensor | None]:
-    return checks.vector_jacobian_product(lambda *a: (_call_reference(*a),), args, 5, (grad,))
+    return checks.vector_jacobian_product(_reference, args, 5, (grad,))
 
 
 def _device_accepts(device: str) -> Any:
@@ -261,12 +228,14 @@ def _compiled(x: Tensor, gate: Tensor | None) -> bool:
     )
 
 
-def _cpu_forward(x: Tensor, kernel: Tensor, D: Tensor | None, gate: Tensor | None, anticausal: Tensor | None) -> Tensor:
+def _cpu_forward(
+    x: Tensor, kernel: Tensor, D: Tensor | None, gate: Tensor | None, anticausal: Tensor | None
+) -> tuple[Tensor]:
     if not _compiled(x, gate):
         return _forward(x, kernel, D, gate, anticausal)
     taps, future = _crop(kernel, x.shape[1], torch.float32), _crop(anticausal, x.shape[1] - 1, torch.float32)
     assert taps is not None
-    return cpu_fft_conv.forward(x, taps, None if D is None else D.float(), gate, future)
+    return (cpu_fft_conv.forward(x, taps, None if D is None else D.float(), gate, future),)
 
 
 def _cpu_backward(
@@ -299,5 +268,5 @@ def _uncrop(grad: Tensor, taps: Tensor) -> Tensor:
 OPERATOR.implementations += [
     Implementation("cpu", _device_accepts("cpu"), _cpu_forward, _cpu_backward),
     Implementation("triton", _device_accepts("cuda"), _forward, _backward),
-    Implementation("reference", lambda *args: None, _call_reference, _reference_backward),
+    Implementation("reference", lambda *args: None, _reference, _reference_backward),
 ]

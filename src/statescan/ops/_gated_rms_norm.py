@@ -48,9 +48,7 @@ def gated_rms_norm(
     Returns:
         shaped and typed as x; statistics are float32 (float64 for float64). Differentiable in x, weight and gate.
     """
-    return torch.ops.statescan.gated_rms_norm(
-        *_bind(x, weight, gate, eps=eps, group_size=group_size, norm_before_gate=norm_before_gate)
-    )
+    return OPERATOR(*_bind(x, weight, gate, eps=eps, group_size=group_size, norm_before_gate=norm_before_gate))
 
 
 def gated_rms_norm_reference(

@@ -48,9 +48,7 @@ def linear_scan(
         h (batch, length, channels) in float32 or complex64 (float64, complex128 for such input); with `return_last_state`
         the pair (h, last state). Differentiable in a, b and the initial state.
     """
-    h, last = torch.ops.statescan.linear_scan(
-        *_bind(a, b, initial_state=initial_state, resets=resets, offsets=offsets, reverse=reverse)
-    )
+    h, last = OPERATOR(*_bind(a, b, initial_state=initial_state, resets=resets, offsets=offsets, reverse=reverse))
     return (h, last) if return_last_state else h
 
 

@@ -99,7 +99,7 @@ def local_scan(
         initial_state=initial_state,
     )
     if x.device.type in ("cpu", "meta"):
-        y, last_state = torch.ops.statescan.local_scan(*arguments)[:2]
+        y, last_state = OPERATOR(*arguments)[:2]
     else:
         y, last_state = _two_scans(*arguments)
     return (y, last_state) if return_last_state else y

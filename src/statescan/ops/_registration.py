@@ -92,6 +92,8 @@ def define(
         ctx.options = inputs[tensors:]
 
     def differentiate(ctx: Any, *given: Tensor | None) -> tuple[Any, ...]:
+        if all(grad is None for grad in given[:outputs]):
+            return (None,) * (tensors + len(ctx.options))
         kept = ctx.saved_tensors  # read once: checkpointing recomputes at the first reading and refuses a second
         saved, extra = kept[:tensors], kept[tensors:]
         found = getattr(torch.ops.statescan, f"{name}_backward")(*given[:outputs], *extra, *saved, *ctx.options)
@@ -104,6 +106,7 @@ def define(
     torch.library.register_fake(f"statescan::{name}", fake_forward, lib=LIBRARY)
     torch.library.register_fake(f"statescan::{name}_backward", fake_backward, lib=LIBRARY)
     torch.library.register_autograd(f"statescan::{name}", differentiate, setup_context=save, lib=LIBRARY)
+    operator.body, operator.registered = run, getattr(torch.ops.statescan, name)
 
 
 def _contiguous(argument: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ def route_scan(
         TypeError: a dtype is not accepted.
     """
     arguments = _bind(x, delta, A, B, C, D, order=order, delta_bias=delta_bias, delta_softplus=delta_softplus)
-    return torch.ops.statescan.route_scan(*arguments)[0]
+    return OPERATOR(*arguments)[0]
 
 
 def route_scan_reference(

@@ -75,7 +75,7 @@ def selective_scan(
         ValueError: a shape does not fit, A holds NaN, or resets and offsets are both given.
         TypeError: a dtype is not accepted.
     """
-    y, last_state, _ = torch.ops.statescan.selective_scan(
+    y, last_state, _ = OPERATOR(
         *_bind(
             x,
             delta,

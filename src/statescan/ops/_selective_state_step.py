@@ -14,7 +14,6 @@ from torch import Tensor
 from statescan.kernels import cpu_selective_scan
 from statescan.ops import _checks as checks
 from statescan.ops._dispatch import (
-    LIBRARY,
     Implementation,
     Operator,
     cpu_accepts,
@@ -22,6 +21,7 @@ from statescan.ops._dispatch import (
     triton_accepts,
     triton_implementation,
 )
+from statescan.ops._registration import define
 
 
 def selective_state_step(
@@ -67,9 +67,7 @@ def selective_state_step(
         ValueError: a shape does not fit.
         TypeError: a dtype is not accepted.
     """
-    return torch.ops.statescan.selective_state_step(
-        *_bind(state, x, delta, A, B, C, D, z, delta_bias=delta_bias, delta_softplus=delta_softplus)
-    )
+    return OPERATOR(*_bind(state, x, delta, A, B, C, D, z, delta_bias=delta_bias, delta_softplus=delta_softplus))
 
 
 def selective_state_step_reference(
@@ -177,29 +175,6 @@ def _bind_row(name: str, label: str, weights: Tensor, sizes: tuple[int, int, int
 
 # ---- registration ----------------------------------------------------------------------------------------------
 
-_ARGUMENTS = (
-    "Tensor state, Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
-    "Tensor? delta_bias, bool delta_softplus"
-)
-LIBRARY.define(f"selective_state_step({_ARGUMENTS}) -> (Tensor y, Tensor new_state)")
-LIBRARY.define(
-    f"selective_state_step_backward(Tensor? grad_y, Tensor? grad_state, {_ARGUMENTS}) -> "
-    "(Tensor state, Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor z, "
-    "Tensor delta_bias)"
-)
-_INPUTS = 9  # the leading arguments that have a gradient
-
-OPERATOR = register(Operator("selective_state_step", _bind))
-
-
-def _run(*args: Any) -> tuple[Tensor, Tensor]:
-    return OPERATOR.choose(*args).forward(*args)
-
-
-def _run_backward(grad_y: Tensor | None, grad_state: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
-    gradients = checks.vector_jacobian_product(_reference, args, _INPUTS, (grad_y, grad_state))
-    return tuple(args[1].new_empty(0) if g is None else g.contiguous() for g in gradients)
-
 
 def _fake(*args: Any) -> tuple[Tensor, Tensor]:
     return (
@@ -208,37 +183,24 @@ def _fake(*args: Any) -> tuple[Tensor, Tensor]:
     )
 
 
-def _fake_backward(grad_y: Tensor | None, grad_state: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
-    return tuple(
-        args[1].new_empty(0) if t is None else torch.empty_like(t, memory_format=torch.contiguous_format)
-        for t in args[:_INPUTS]
-    )
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:_INPUTS])
-    ctx.delta_softplus = inputs[_INPUTS]
-
-
-def _differentiate(ctx: Any, grad_y: Tensor | None, grad_state: Tensor | None) -> tuple[Any, ...]:
-    gradients = torch.ops.statescan.selective_state_step_backward(
-        grad_y, grad_state, *ctx.saved_tensors, ctx.delta_softplus
-    )
-    present = [g if t is not None else None for g, t in zip(gradients, ctx.saved_tensors, strict=True)]
-    return (*present, None)
-
-
-LIBRARY.impl("selective_state_step", _run, "CompositeExplicitAutograd")
-LIBRARY.impl("selective_state_step_backward", _run_backward, "CompositeExplicitAutograd")
-torch.library.register_fake("statescan::selective_state_step", _fake, lib=LIBRARY)
-torch.library.register_fake("statescan::selective_state_step_backward", _fake_backward, lib=LIBRARY)
-torch.library.register_autograd("statescan::selective_state_step", _differentiate, setup_context=_save, lib=LIBRARY)
+OPERATOR = register(Operator("selective_state_step", _bind))
+define(
+    OPERATOR,
+    "Tensor state, Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
+    "Tensor? delta_bias, bool delta_softplus",
+    inputs=9,
+    outputs=2,
+    fake=_fake,
+)
 
 
 def _reference(*args: Any) -> tuple[Tensor, Tensor]:
     *tensors, delta_bias, delta_softplus = args
     return selective_state_step_reference(*tensors, delta_bias=delta_bias, delta_softplus=delta_softplus)
+
+
+def _backward(grad_y: Tensor | None, grad_state: Tensor | None, *args: Any) -> list[Tensor | None]:
+    return checks.vector_jacobian_product(_reference, args, 9, (grad_y, grad_state))
 
 
 def _triton_accepts(*args: Any) -> str | None:
@@ -276,7 +238,7 @@ def _cpu_forward(*args: Any) -> tuple[Tensor, Tensor]:
 
 
 OPERATOR.implementations += [
-    triton_implementation("selective_state_step", _triton_accepts),
-    Implementation("cpu", _cpu_accepts, _cpu_forward),
-    Implementation("reference", lambda *args: None, _reference),
+    triton_implementation("selective_state_step", _triton_accepts, _backward),
+    Implementation("cpu", _cpu_accepts, _cpu_forward, _backward),
+    Implementation("reference", lambda *args: None, _reference, _backward),
 ]

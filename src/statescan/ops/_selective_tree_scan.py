@@ -65,7 +65,7 @@ def selective_tree_scan(
         delta_softplus=delta_softplus,
         initial_state=initial_state,
     )
-    y: Tensor = torch.ops.statescan.selective_tree_scan(*args)
+    y: Tensor = OPERATOR(*args)
     return y if gate is None else y * F.silu(gate.to(y.dtype))
 
 

@@ -81,7 +81,7 @@ def ssd(
         resets=resets,
         offsets=offsets,
     )
-    y, last = torch.ops.statescan.ssd(*args)
+    y, last = OPERATOR(*args)
     if gate is not None:
         y = y * F.silu(gate.to(y.dtype))
     return (y, last) if return_last_state else y

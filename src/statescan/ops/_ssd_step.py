@@ -54,7 +54,7 @@ def ssd_step(
     Returns:
         y (batch, heads, head_dim), typed as x, and the next state. Differentiable in every floating input.
     """
-    y, after = torch.ops.statescan.ssd_step(
+    y, after = OPERATOR(
         *_bind(
             state,
             x,

@@ -76,7 +76,7 @@ def tree_scan(
         delta_limit=delta_limit,
         initial_state=initial_state,
     )
-    y: Tensor = torch.ops.statescan.tree_scan(*args)
+    y: Tensor = OPERATOR(*args)
     return y if gate is None else y * F.silu(gate.to(y.dtype))
 
 

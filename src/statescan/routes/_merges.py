@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from difflib import get_close_matches
 
 import torch
 from torch import Tensor
+
+from statescan._names import nearest
 
 #: (..., walks, channels) -> (..., channels of the result).
 Merge = Callable[[Tensor], Tensor]
@@ -57,7 +58,6 @@ def merge_rule(how: str | Merge) -> Merge:
     if not isinstance(how, str):
         return how
     if how not in MERGES:
-        near = get_close_matches(how, MERGES, n=1)
-        hint = f"; nearest: {near[0]!r}" if near else ""
+        hint = nearest(how, MERGES)
         raise ValueError(f"merge: unknown {how!r}{hint}; known: {', '.join(MERGES)}")
     return MERGES[how]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from difflib import get_close_matches
 
+from statescan._names import nearest
 from statescan.routes import _curves, _diagonals, _partial, _snakes, _walks, _windows
 from statescan.routes._route import Route, Rule
 
@@ -49,8 +49,7 @@ def get(name: str | Route) -> Route:
         forward = _ROUTES.get(base) or _parametrised(base)
         found = forward.reversed() if forward else None
     if found is None:
-        near = get_close_matches(re.sub(r"\d+", "N", name), [*_ROUTES, *PATTERNS], n=1)
-        hint = f"; nearest: {near[0]!r}" if near else ""
+        hint = nearest(re.sub(r"\d+", "N", name), [*_ROUTES, *PATTERNS])
         raise ValueError(f"route: unknown {name!r}{hint}; known: {', '.join([*names(), *PATTERNS])}")
     return found
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
-
 import torch
 from torch import Tensor
+
+from statescan._names import nearest
 
 #: The methods that `discretize` knows.
 METHODS = ("bilinear", "zoh", "euler", "backward", "gbt", "impulse", "dirac")
@@ -28,8 +28,7 @@ def discretize(
         dA (..., state_dim, state_dim) and dB (..., state_dim).
     """
     if method not in METHODS:
-        near = get_close_matches(method, METHODS, n=1)
-        hint = f"; nearest: {near[0]!r}" if near else ""
+        hint = nearest(method, METHODS)
         raise ValueError(f"method: unknown {method!r}; known: {', '.join(METHODS)}{hint}")
     if A.shape[-1] != A.shape[-2] or B.shape[-1] != A.shape[-1]:
         raise ValueError(f"A, B: expected (..., N, N) and (..., N), got {tuple(A.shape)} and {tuple(B.shape)}")
@@ -71,8 +70,7 @@ def discretize_diagonal(A: Tensor, B: Tensor, dt: Tensor | float, method: str = 
         return denominator * (1 + scaled / 2), denominator * dt * B
     if method == "dirac":
         return torch.exp(scaled), B.expand_as(scaled)
-    near = get_close_matches(method, ("zoh", "bilinear", "dirac"), n=1)
-    hint = f"; nearest: {near[0]!r}" if near else ""
+    hint = nearest(method, ("zoh", "bilinear", "dirac"))
     raise ValueError(f"method: unknown {method!r}; known: zoh, bilinear, dirac{hint}")
 
 

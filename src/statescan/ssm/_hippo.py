@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from difflib import get_close_matches
 
 import torch
 from torch import Tensor
+
+from statescan._names import nearest
 
 
 def _order(state_dim: int) -> Tensor:
@@ -129,8 +130,7 @@ MEASURES = (*_TRANSITIONS, *_ALIASES)
 
 def _canonical(measure: str) -> str:
     if measure not in MEASURES:
-        near = get_close_matches(measure, MEASURES, n=1)
-        hint = f"; nearest: {near[0]!r}" if near else ""
+        hint = nearest(measure, MEASURES)
         raise ValueError(f"measure: unknown {measure!r}; known: {', '.join(MEASURES)}{hint}")
     return _ALIASES.get(measure, measure)
 
@@ -265,8 +265,7 @@ def diagonal(
         eigenvalues (state_dim / 2,) complex, imaginary part not positive, and B (state_dim / 2,) complex; complex128.
     """
     if initialisation not in DIAGONAL_INITIALISATIONS:
-        near = get_close_matches(initialisation, DIAGONAL_INITIALISATIONS, n=1)
-        hint = f"; nearest: {near[0]!r}" if near else ""
+        hint = nearest(initialisation, DIAGONAL_INITIALISATIONS)
         raise ValueError(
             f"initialisation: unknown {initialisation!r}; known: {', '.join(DIAGONAL_INITIALISATIONS)}{hint}"
         )

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from statescan import checkpoints, data
+from statescan._names import nearest
 from statescan.data import Views
 from statescan.models import create_model, list_models, model_info
 from statescan.models._vision import VisionConfig
@@ -148,10 +149,7 @@ class ClassificationTraining(TrainingSettings):
     def _follow(self, name: str) -> None:
         """Take a recipe's settings where the given ones are the defaults."""
         if name not in RECIPES:
-            from difflib import get_close_matches
-
-            near = get_close_matches(name, RECIPES, n=1)
-            hint = f"; nearest: {near[0]!r}" if near else ""
+            hint = nearest(name, RECIPES)
             raise ValueError(f"recipe: unknown {name!r}{hint}; known: {', '.join(RECIPES)}")
         recipe = RECIPES[name]
         rate = recipe.learning_rate(self.batch_size * self.accumulate * self.world_size)

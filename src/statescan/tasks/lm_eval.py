@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import Any
 
 import lm_eval
@@ -21,6 +20,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 
+from statescan._names import nearest
 from statescan.checkpoints import ByteTokenizer, check_tokenizer, load, load_tokenizer, locate
 from statescan.generation import Tokenizer, generate, prefill, progress_bar
 from statescan.layers import State
@@ -233,8 +233,7 @@ def _task_manager(tasks: Sequence[str], include_path: str | None) -> TaskManager
         manager = TaskManager(include_path=include_path)
     unknown = _unknown(tasks, manager)
     if unknown:
-        near = get_close_matches(unknown[0], manager.all_tasks, n=1)
-        hint = f"; nearest: {near[0]!r}" if near else ""
+        hint = nearest(unknown[0], manager.all_tasks)
         raise ValueError(f"tasks: unknown task {unknown[0]!r}{hint}")
     return manager
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from statescan import data
+from statescan._names import nearest
 from statescan.models import list_models, model_info
 from statescan.tasks._lra_recipes import RECIPES, SHORT, Recipe, family_of
 from statescan.tasks._run_folder import RunFolder
@@ -59,19 +59,19 @@ class LRATraining(TrainingSettings):
     #: What a text is read as; characters as in the published experiments of state-space models.
     level: Literal["characters", "bytes"] = "characters"
     #: Optimiser steps; None: the recipe's.
-    steps: int | None = None  # type: ignore[assignment]
+    steps: int | None = None
     #: Sequences of a batch, on each device; None: the recipe's.
-    batch_size: int | None = None  # type: ignore[assignment]
+    batch_size: int | None = None
     #: Batches whose gradients make one step; None: the recipe's.
-    accumulate: int | None = None  # type: ignore[assignment]
+    accumulate: int | None = None
     #: Highest learning rate; None: the recipe's.
-    learning_rate: float | None = None  # type: ignore[assignment]
+    learning_rate: float | None = None
     #: Other highest learning rates, of parameters whose names hold a part; None: the recipe's.
-    learning_rates: tuple[str, ...] | None = None  # type: ignore[assignment]
+    learning_rates: tuple[str, ...] | None = None
     #: Steps of linear warm-up; None: the recipe's share of all steps.
-    warmup: int | None = None  # type: ignore[assignment]
+    warmup: int | None = None
     #: Weight decay of matrices; None: the recipe's.
-    weight_decay: float | None = None  # type: ignore[assignment]
+    weight_decay: float | None = None
     #: Learning rate at the end, as a fraction of the highest.
     final_learning_rate: float = 0.0
     #: AdamW's decay rates of the running mean and of the mean square.
@@ -107,16 +107,14 @@ class LRATraining(TrainingSettings):
         if self.model not in SHORT:
             known = [*SHORT, *list_models()]
             if self.model not in known:
-                near = get_close_matches(self.model, known, n=1)
-                hint = f"; nearest: {near[0]!r}" if near else ""
+                hint = nearest(self.model, known)
                 raise ValueError(f"model: unknown name {self.model!r}{hint}; with recipes: {', '.join(SHORT)}")
             if self.recipe is not None:
                 raise ValueError(f"recipe: {self.model!r} has none; with recipes: --model {', '.join(SHORT)}")
             return None
         name = self.recipe or self.model
         if name not in RECIPES:
-            near = get_close_matches(name, RECIPES, n=1)
-            hint = f"; nearest: {near[0]!r}" if near else ""
+            hint = nearest(name, RECIPES)
             raise ValueError(f"recipe: unknown name {name!r}{hint}; known: {', '.join(RECIPES)}")
         if family_of(name) != self.model:
             raise ValueError(f"recipe: {name!r} is one of --model {family_of(name)}, not of {self.model!r}")

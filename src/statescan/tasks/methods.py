@@ -24,10 +24,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 from torch import Tensor
+
+from statescan._names import nearest
 
 
 class TrainingMethod:
@@ -92,8 +93,7 @@ def make_methods(texts: Sequence[str]) -> list[TrainingMethod]:
     for text in texts:
         name, equals, value = text.partition("=")
         if name not in _METHODS:
-            near = get_close_matches(name, _METHODS, n=1)
-            hint = f"; nearest: {near[0]!r}" if near else ""
+            hint = nearest(name, _METHODS)
             raise ValueError(f"methods: unknown {name!r}{hint}; known: {', '.join(method_names())}")
         method = _METHODS[name]
         if isinstance(method, str):

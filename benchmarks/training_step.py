@@ -222,7 +222,7 @@ def length_for(peer: Worker, longest: int, options: argparse.Namespace) -> tuple
         times = longer / length
         if times * seen["added"] > options.memory * free_memory():
             return length, f"{times * seen['added'] / 1e9:.0f} GB at {longer} tokens"
-        if times * seen["wall"] > options.patience:
+        if times * seen[options.clock] > options.patience:
             return length, f"{times * seen['wall']:.0f} s a step at {longer} tokens"
         length = longer
     return length, ""

@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +191,9 @@ def nearest_convnext(name: str) -> str:
     return min(CONVNEXTS, key=lambda other: abs(torch.tensor(CONVNEXTS[other][2] / own).log().item()))
 
 
-def backbones(names: list[str], folder: Path | None, seconds: float, sizes: list[int]) -> list[dict[str, Any]]:
+def backbones(
+    names: list[str], folder: Path | None, seconds: float, sizes: list[int], *, quick: bool
+) -> list[dict[str, Any]]:
     rows = []
     for name in names:
         other = nearest_convnext(name)
@@ -217,7 +219,7 @@ def backbones(names: list[str], folder: Path | None, seconds: float, sizes: list
                         "ms": 1e3 * taken,
                         "images/s": 1 / taken,
                         "times ours": taken / times["ours"],
-                        "peak MiB": memory(author, model, size, folder, backward=backward),
+                        "peak MiB": None if quick else memory(author, model, size, folder, backward=backward),
                     }
                 )
                 print({key: _short(value) for key, value in rows[-1].items()}, flush=True)
@@ -235,9 +237,9 @@ def targets(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def vim_and_deit(seconds: float, sizes: Sequence[int] = SIZES) -> list[dict[str, Any]]:
+def vim_and_deit(seconds: float, *, quick: bool) -> list[dict[str, Any]]:
     rows = []
-    for size in sizes:
+    for size in SIZES[:2] if quick else SIZES:
         calls = {
             "vim_tiny": call(build("ours", "vim_tiny", size, None), size, backward=False),
             "deit_tiny": call(build("transformers", "deit_tiny", size, None), size, backward=False),
@@ -252,7 +254,7 @@ def vim_and_deit(seconds: float, sizes: Sequence[int] = SIZES) -> list[dict[str,
                     "model": who,
                     "ms": 1e3 * taken,
                     "times Vim": taken / times["vim_tiny"],
-                    "peak MiB": memory(author, who, size, None, backward=False),
+                    "peak MiB": None if quick else memory(author, who, size, None, backward=False),
                 }
             )
             print({key: _short(value) for key, value in rows[-1].items()}, flush=True)
@@ -295,7 +297,9 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=list(BACKBONES), choices=BACKBONES)
     parser.add_argument("--sizes", nargs="*", type=int, default=[224, 1024], help="of the forward passes")
     parser.add_argument("--seconds", type=float, default=10.0, help="for each comparison (default: 10)")
-    parser.add_argument("--quick", action="store_true", help="small images, a second each; nothing is written")
+    parser.add_argument(
+        "--quick", action="store_true", help="small images, a second each, no memory; nothing is written"
+    )
     parser.add_argument("--no-save", action="store_true")
     parser.add_argument("--memory", nargs=4, metavar=("WHO", "NAME", "SIZE", "BACKWARD"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -308,12 +312,12 @@ def main() -> None:
         return
     if options.quick:
         options.sizes, options.seconds, options.no_save = [224], 1.0, True
-    rows = backbones(options.models, options.published, options.seconds, options.sizes)
+    rows = backbones(options.models, options.published, options.seconds, options.sizes, quick=options.quick)
     title = "One image: milliseconds (medians), images a second, peak memory of a call"
     tables = {title: rows}
     if "vim_tiny" in options.models:
         tables["Vim-tiny beside DeiT-tiny, one image, inference"] = vim = vim_and_deit(
-            options.seconds, (224, 512) if options.quick else SIZES
+            options.seconds, quick=options.quick
         )
         if not options.no_save:
             draw(vim, PICTURE)

@@ -5,9 +5,10 @@ python -m benchmarks.decode_engine --llama-python PATH
 times a Mamba of 129M random weights: one token at a time, 16 sequences at a time, and a prompt of 512, for every type of
 packed weights. Between any two samples all bytes that a token reads are read once and nothing else (the floor), and each
 peer takes a turn: what is reported are medians of paired ratios, since a machine's bandwidth drifts. ``--llama-python``
-names a Python that has `llama-cpp-python`; it gets the same weights as GGUF and runs in a process of its own.
-``--transformers`` adds the CPU path of transformers. ``--clock process`` takes the processor's time (one thread), for a
-machine that others use too; ``--model`` names another model, ``--quick`` shows it at work on a tiny one.
+names a Python that has `llama-cpp-python` (default: the environment variable LLAMA_PYTHON); it gets the same weights as
+GGUF and runs in a process of its own. ``--transformers`` adds the CPU path of transformers. ``--clock process`` takes the
+processor's time (one thread), for a machine that others use too; ``--model`` names another model, ``--quick`` shows it at
+work on a tiny one.
 
 Then a small model is trained on the King James Bible for ``--text-seconds`` of the processor and its perplexity on unseen
 verses is given for every type of weights, and the time of a token after contexts of up to a million tokens.
@@ -41,6 +42,13 @@ TYPES = ("float32", "bfloat16", "int8", "int4")
 #: llama.cpp's type of matrices beside ours.
 PEERS = {"float32": "float32", "bfloat16": "float16", "int8": "q8_0", "int4": "q4_0"}
 BATCH, PROMPT = 16, 512
+#: What a column is to reach, for each type of weights.
+TARGETS: dict[str, dict[str, float]] = {
+    "of the floor": {"float32": 0.85, "bfloat16": 0.85, "int8": 0.85, "int4": 0.65},
+    f"batch {BATCH} over batch 1": {"float32": 10, "bfloat16": 10},
+    "over llama.cpp": {"float32": 1, "bfloat16": 1.5, "int8": 2},
+    "prompt, over llama.cpp": {"float32": 4, "bfloat16": 6},
+}
 TEXT = Path(__file__).parents[1] / "examples" / "king_james_bible.txt"
 
 
@@ -188,6 +196,21 @@ def measure(model: Any, dtype: str, options: argparse.Namespace) -> dict[str, An
     return row
 
 
+def targets(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What was to be reached, of what was measured."""
+    found = [
+        {"what": what, "weights": row["weights"], "ratio": row[what], "target": str(wanted[row["weights"]])}
+        for what, wanted in TARGETS.items()
+        for row in rows
+        if what in row and row["weights"] in wanted
+    ]
+    by_type = {row["weights"]: row["tokens a second"] for row in rows}
+    if {"int4", "int8"} <= set(by_type):
+        ratio = by_type["int4"] / by_type["int8"]
+        found.append({"what": "over int8", "weights": "int4", "ratio": ratio, "target": "1.5"})
+    return [row | {"held": "yes" if row["ratio"] >= float(row["target"]) else "no"} for row in found]
+
+
 def perplexities(seconds: float) -> Iterator[dict[str, Any]]:
     """Perplexity a byte on unseen verses, of a small model trained for so long."""
     text = torch.frombuffer(bytearray(TEXT.read_bytes()), dtype=torch.uint8).long()
@@ -250,7 +273,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20, help="samples of each (default: 20)")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--clock", choices=("wall", "process"), default="wall")
-    parser.add_argument("--llama-python", help="a Python that has llama-cpp-python")
+    parser.add_argument(
+        "--llama-python", default=os.environ.get("LLAMA_PYTHON"), help="a Python that has llama-cpp-python"
+    )
     parser.add_argument("--transformers", action="store_true")
     parser.add_argument("--text-seconds", type=float, default=60.0)
     parser.add_argument("--scratch", help="folder for GGUF files")
@@ -275,6 +300,7 @@ def main() -> None:
         text
     )
     tables["A token of mamba_tiny after long contexts, processor's time"] = long
+    tables["Targets"] = targets(rows)
     for title, table in tables.items():
         _measure.show(title, table)
     if not (options.quick or options.no_save):

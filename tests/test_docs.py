@@ -111,6 +111,11 @@ def _check(words):
     elif words[0] == "python":
         place = words[2].replace(".", "/") if words[1] == "-m" else words[1].removesuffix(".py")
         assert (ROOT / f"{place}.py").is_file() or (ROOT / place / "__main__.py").is_file(), words
+    elif words[0] == "torchrun":
+        scripts = [word for word in words if word.endswith(".py")]
+        assert all((ROOT / script).is_file() for script in scripts), words
+        if "statescan" in words:
+            _check(words[words.index("statescan") :])
     elif words[0] == "statescan" and len(words) > 1 and not words[1].startswith("-"):
         assert words[1] in cli.commands(), words
         divided = ("train", "evaluate", "inspect", "classify", "calibrate", "experiment")

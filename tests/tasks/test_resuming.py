@@ -63,10 +63,14 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(text, tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_processes_learn_what_one_learns(text, tmp_path, strategy):
-    run_language(text, tmp_path / "one", batch_size=4)
-    line = command(text, tmp_path / "two", batch_size=2, devices=2, strategy=strategy)
+@pytest.mark.parametrize(
+    ("strategy", "changes"),
+    [("ddp", {}), ("fsdp", {}), ("sequence", {}), ("sequence", {"carry_state": True, "length": 33})],
+    ids=["ddp", "fsdp", "sequence", "sequence, states carried"],
+)
+def test_two_processes_learn_what_one_learns(text, tmp_path, strategy, changes):
+    run_language(text, tmp_path / "one", batch_size=4, **changes)
+    line = command(text, tmp_path / "two", batch_size=2, devices=2, strategy=strategy, **changes)
     finish(start(line))
     for one, two in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
         # Sums in another order: float32 rounding, grown by eight steps.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from statescan.cli._alignment import alignment
 from statescan.cli._pictures import activation, attention, receptive_field, time_steps
+from statescan.cli._scaling import scaling
 
 
 def hippo(*, measure: str = "legs", out: Path, state_dim: int = 64, length: int = 2000, seed: int = 0) -> None:
@@ -97,6 +98,7 @@ COMMANDS = {
     "hippo": hippo,
     "route": route,
     "pruning": pruning,
+    "scaling": scaling,
     "alignment": alignment,
     "receptive-field": receptive_field,
     "attention": attention,

@@ -33,6 +33,17 @@ from statescan.inspect._images import ImageCost, image_cost, reads_images
 from statescan.inspect._pruning import PrunedCost, pruning_costs
 from statescan.inspect._receptive_field import ReceptiveField, last_grid, receptive_field
 from statescan.inspect._routes import draw_route, parse_size, route_text
+from statescan.inspect._scaling import (
+    STRATEGIES,
+    DecodeCost,
+    Machine,
+    StepCost,
+    Workload,
+    decoding,
+    draw_machines,
+    training_step,
+    workload,
+)
 from statescan.inspect._scaling_law import ScalingLaw, fit_scaling_law
 from statescan.inspect._scan_pictures import (
     ScanLayer,
@@ -56,8 +67,11 @@ from statescan.inspect._speed import ModelSpeed, measure_speed
 __all__ = [
     "FEATURE_FILES",
     "METRICS",
+    "STRATEGIES",
     "Alignment",
+    "DecodeCost",
     "ImageCost",
+    "Machine",
     "ModelCost",
     "ModelSpeed",
     "PrunedCost",
@@ -67,6 +81,8 @@ __all__ = [
     "ScalingLaw",
     "ScanLayer",
     "ScanSite",
+    "StepCost",
+    "Workload",
     "align",
     "alignment_dict",
     "as_input",
@@ -78,9 +94,11 @@ __all__ = [
     "clamp_outliers",
     "count_parameters",
     "cycle_knn",
+    "decoding",
     "draw_activation",
     "draw_alignment",
     "draw_attention",
+    "draw_machines",
     "draw_memory",
     "draw_receptive_field",
     "draw_route",
@@ -114,5 +132,7 @@ __all__ = [
     "scan_sites",
     "spread_frames",
     "text_features",
+    "training_step",
     "width_and_depth",
+    "workload",
 ]

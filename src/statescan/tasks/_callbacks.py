@@ -91,6 +91,8 @@ class Recorder(Callback):
         module: Learner = pl_module
         if "images" in batch:  # (batch, channels, height, width): each counts as one
             self.tokens += batch["images"].shape[0] * trainer.world_size
+        elif "whole" in batch:  # every process has a part of all
+            self.tokens += batch["whole"]
         else:  # (batch, length), (batch, length, channels)
             given = batch["tokens"] if "tokens" in batch else batch["inputs"]
             self.tokens += given.shape[:2].numel() * trainer.world_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import time
 import warnings
@@ -89,14 +90,14 @@ class TrainingResult:
 class _Batches(lightning.LightningDataModule):
     """Begins where the run stands."""
 
-    def __init__(self, make: MakeBatches, accumulate: int, workers: int) -> None:
+    def __init__(self, make: MakeBatches, accumulate: int, workers: int, *, divided: bool) -> None:
         super().__init__()
-        self._make, self._accumulate, self._workers = make, accumulate, workers
+        self._make, self._accumulate, self._workers, self._divided = make, accumulate, workers, divided
 
     def train_dataloader(self) -> Any:
         trainer: Any = self.trainer
         first = trainer.global_step * self._accumulate
-        return _loader(self._make(first, trainer.global_rank, trainer.world_size), self._workers)
+        return _loader(self._make, first, trainer, self._workers, divided=self._divided)
 
 
 def fit(
@@ -113,13 +114,12 @@ def fit(
     began = time.perf_counter()
     bar = ProgressBar(settings.steps, objective.columns[-1])
     reports = [bar.report, _tensorboard(folder)]
+    divided = settings.strategy == "sequence"
     with _quiet(), folder.guard():
         recorder = Recorder(
             settings,
             folder,
-            loader=lambda trainer: _loader(
-                objective.validation(0, trainer.global_rank, trainer.world_size), objective.workers
-            ),
+            loader=lambda trainer: _loader(objective.validation, 0, trainer, objective.workers, divided=divided),
             describe=objective.describe,
             columns=objective.columns,
             enough=objective.enough,
@@ -137,7 +137,7 @@ def fit(
         )
         before = [*objective.callbacks, *([average] if average is not None else [])]
         trainer = _trainer(settings, [*before, recorder, *([bar] if settings.progress else [])])
-        data = _Batches(objective.batches, settings.accumulate, objective.workers)
+        data = _Batches(objective.batches, settings.accumulate, objective.workers, divided=divided)
         try:
             checkpoint = str(folder.checkpoint) if resumed else None
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -190,13 +190,35 @@ def _trainer(settings: TrainingSettings, callbacks: list[Any]) -> Any:
     )
 
 
-def _loader(batches: IterableDataset, workers: int = 0) -> DataLoader:
-    return DataLoader(batches, batch_size=None, collate_fn=_as_dict, num_workers=workers)
+def _loader(make: MakeBatches, first: int, trainer: Any, workers: int = 0, *, divided: bool) -> DataLoader:
+    """This process's rows of batches, or, divided, its part of all rows."""
+    rank, size = trainer.global_rank, trainer.world_size
+    batches = make(first, 0, 1) if divided else make(first, rank, size)
+    collate = functools.partial(_as_part, rank=rank, size=size) if divided else _as_dict
+    return DataLoader(batches, batch_size=None, collate_fn=collate, num_workers=workers)
 
 
 def _as_dict(batch: Any) -> dict[str, Any]:
     """Lightning moves dictionaries to a device, but no frozen dataclasses."""
     return {"resets": None, "fresh": True, **vars(batch)}
+
+
+def _as_part(batch: Any, *, rank: int, size: int) -> dict[str, Any]:
+    """A part of every sequence; `whole` says how many tokens all parts have."""
+    found = _as_dict(batch)
+    tokens, targets = found.get("tokens"), found.get("targets")
+    if tokens is None or targets is None or tokens.ndim != 2 or targets.shape != tokens.shape:
+        raise ValueError(
+            "strategy: sequence divides tokens with a target each; use ddp or fsdp for what is learnt here"
+        )
+    if tokens.shape[1] < size:
+        raise ValueError(f"strategy: a sequence of {tokens.shape[1]} tokens cannot be divided among {size} processes")
+    parts = {
+        name: found[name].tensor_split(size, dim=1)[rank]
+        for name in ("tokens", "targets", "resets")
+        if found[name] is not None
+    }
+    return found | parts | {"whole": tokens.numel()}
 
 
 def _whole(trainer: Any, module: Learner) -> Any:

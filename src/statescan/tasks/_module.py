@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from statescan.data import IGNORED, batch_seed
 from statescan.layers import ResidualBlock, State
 from statescan.layers.grid import GridBlock
+from statescan.parallel import SequenceParallel, sequence_parallel
 from statescan.tasks._averaging import WeightAverage
 from statescan.tasks._settings import TrainingSettings, rates_of
 
@@ -158,12 +159,24 @@ class Learner(lightning.LightningModule):
         self.sums = torch.zeros(3, dtype=torch.float64)
         self.gradient_norm = torch.tensor(math.nan)
         self._sharded = False
+        self._parts: SequenceParallel | None = None
         if settings.gradient_checkpointing:
             model.set_gradient_checkpointing(True)
         if settings.compile:
             model.compile()
 
     # -- Lightning's hooks --------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Divide sequences among the processes, where the strategy asks for it."""
+        if self.settings.strategy == "sequence" and self._parts is None:
+            self._parts = sequence_parallel(self.model)
+
+    def teardown(self, stage: str) -> None:
+        """Have the model read whole sequences again."""
+        if self._parts is not None:
+            self._parts.remove()
+            self._parts = None
 
     def configure_model(self) -> None:
         """Shard every block, and the rest as one more, where the strategy asks for it (FSDP2)."""
@@ -203,15 +216,17 @@ class Learner(lightning.LightningModule):
         """The loss of a batch."""
         state = self.state if self.carry_state and not batch["fresh"] else None
         loss, sums, state = self.measure(self.model, batch, state)
-        self.state = state.detach() if self.carry_state and state is not None else None
+        self.state = self._carried(state)
         self.sums = self.sums.to(sums) + sums
-        return loss / (self.targets * batch["targets"].shape[0])
+        # Copies average their gradients; what parts have is to be added up.
+        times = 1 if self._parts is None else self._parts.size
+        return times * loss / (self.targets * batch["targets"].shape[0])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the state of every process; all of them come here."""
         if self.state is not None:
             leaves: list[Any] = pytree.tree_leaves(self.state)
-            if self.trainer.world_size > 1:
+            if self.trainer.world_size > 1 and self._parts is None:
                 gathered: list[Any] = [self.all_gather(leaf) for leaf in leaves]
                 leaves = [leaf.flatten(0, 1) for leaf in gathered]
             checkpoint["carried_state"] = [leaf.cpu() for leaf in leaves]
@@ -224,8 +239,16 @@ class Learner(lightning.LightningModule):
         leaves = checkpoint["carried_state"]
         rows = leaves[0].shape[0] // self.trainer.world_size
         mine = slice(self.trainer.global_rank * rows, (self.trainer.global_rank + 1) * rows)
+        if self._parts is not None:
+            mine = slice(None)
         device = self.trainer.strategy.root_device
         self.state = pytree.tree_unflatten([leaf[mine].to(device) for leaf in leaves], structure)
+
+    def _carried(self, state: State | None) -> State | None:
+        """What the next batch begins with."""
+        if not self.carry_state or state is None:
+            return None
+        return state.detach() if self._parts is None else self._parts.last_state(state)
 
     # -- for the callbacks --------------------------------------------------------------------------------------------
 
@@ -248,6 +271,7 @@ class Learner(lightning.LightningModule):
                 with self.trainer.precision_plugin.forward_context():
                     before = state if self.carry_state and not batch["fresh"] else None
                     _, sums, state = self.measure(self.model, batch, before)
+                    state = self._carried(state)
                 total += sums.cpu()
         self.model.train(training)
         return Sums(*self.reduce(total).tolist())

@@ -69,8 +69,8 @@ class TrainingSettings:
     devices: int = 1
     #: Machines.
     nodes: int = 1
-    #: One process, or many: copies of the model (ddp) or shards of it (fsdp).
-    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    #: One process, or many: copies of the model (ddp), shards of it (fsdp), or parts of every sequence (sequence).
+    strategy: Literal["auto", "ddp", "fsdp", "sequence"] = "auto"
     #: Show a progress bar, if the error output is a terminal.
     progress: bool = True
 
@@ -88,6 +88,8 @@ class TrainingSettings:
         for name in ("warmup", "weight_decay", "final_learning_rate"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        if self.strategy == "sequence" and self.compile:
+            raise ValueError("compile: not with strategy='sequence', whose messages torch.compile does not follow")
         overrides(self.set)
         rates_of(self.learning_rates)
         if self.mixer is not None:

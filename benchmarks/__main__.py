@@ -4,8 +4,8 @@ python -m benchmarks            # all
 python -m benchmarks NAME ...   # some of them, such as operators or training_step
 
 Each prints its tables, with its targets where it has some. ``python -m benchmarks.NAME --help`` tells a benchmark's options.
-The decode engine is compared with llama.cpp, and its results written, where the environment variable ``LLAMA_PYTHON`` names a
-Python that has `llama-cpp-python`.
+The decode engine is compared with llama.cpp, and its results written, where the environment variable ``LLAMA_PYTHON`` names
+a Python that has `llama-cpp-python`.
 """
 
 import argparse
@@ -13,7 +13,6 @@ import os
 import subprocess
 import sys
 
-LLAMA_PYTHON = os.environ.get("LLAMA_PYTHON")
 #: By name: what each is called with.
 BENCHMARKS: dict[str, list[str]] = {
     "selective_scan": [],
@@ -21,7 +20,7 @@ BENCHMARKS: dict[str, list[str]] = {
     "structured_speed": [],
     "generation_step": [],
     "structured_matrices": [],
-    "decode_engine": ["--transformers", *(["--llama-python", LLAMA_PYTHON] if LLAMA_PYTHON else ["--no-save"])],
+    "decode_engine": ["--transformers", *([] if os.environ.get("LLAMA_PYTHON") else ["--no-save"])],
     "training_step": [],
     "scaling": [],
     "images": ["--quick"],

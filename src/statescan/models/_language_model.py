@@ -174,9 +174,8 @@ class LanguageModel(Model):
         Raises:
             ValueError: a prefix for a model of which no mixer reads in both directions.
         """
-        options: dict[str, Any] = {} if prefix is None else {"prefix": prefix}
         features, state = self.hidden(
-            tokens, state, resets=resets, offsets=offsets, return_state=return_state, **options
+            tokens, state, resets=resets, offsets=offsets, prefix=prefix, return_state=return_state
         )
         if last is not None:
             features = _last_positions(features, last, offsets)

@@ -2,8 +2,8 @@
 
 python -m benchmarks.objectives --out runs/objectives
 
-Three models, each the same gated SSM of bytes, learn for equal steps from the same data: half of every batch are phone books
-(names, numbers, then some of the names and their numbers), half is the text of `examples`.
+Three models, each the same gated SSM of bytes, learn for equal steps from the same data: phone books (generated names, each
+one token, and their numbers; then some of the names, and again their numbers) and the text of `examples`.
 
 - next token: every byte is learnt, of books and of text.
 - mixture: of a book the look-ups alone are learnt, having read the rest; the text is asked about by Birdie's mixture of
@@ -47,15 +47,16 @@ from statescan.tasks import ObjectiveSampler
 from statescan.tasks.objectives import MixedBatches
 
 ROOT = Path(__file__).parent.parent
-DIM, DEPTH, LENGTH, ROWS = 128, 4, 256, 8
-STEPS, RATE, ROUNDS, KEPT_EVERY = 600, 4e-3, 10, 50
+DIM, DEPTH, LENGTH = 128, 4, 256
+#: Rows of a batch: books, and text.
+BOOK_ROWS, TEXT_ROWS = 4, 2
+STEPS, RATE, ROUNDS, KEPT_EVERY = 2000, 4e-3, 12, 100
+NAMES, DIGITS = 64, 2
 #: Names in a book and look-ups, as they are learnt.
-TRAINED = ((4, 8, 16), (1, 2, 4))
-#: The same, as they are asked for: look-ups grow, then names.
-ASKED = ((16, 1), (16, 2), (16, 4), (16, 8), (4, 4), (8, 4), (32, 4))
-DIGITS = 3
-_CONSONANTS, _VOWELS = "BCDFGHJKLMNPRSTVWXYZ", "aeiou"
-_FIRST_MARKER, _NUMBERS = 128, 24
+TRAINED = ((2, 4, 8), (1, 2, 4))
+#: The same, as they are asked for: look-ups in a book of 8 grow, then the books.
+ASKED = ((8, 1), (8, 2), (8, 4), (8, 8), (2, 2), (4, 2), (16, 2))
+_FIRST_MARKER, _NUMBERS, _NAMES_APART = 128, 24, 2
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,8 @@ def encode(text: str) -> list[int]:
 
 
 def vocabulary() -> int:
-    """Bytes of text and markers."""
-    return max(_markers().values()) + 1
+    """Bytes of text, markers and names."""
+    return names()[-1][1] + 1
 
 
 @functools.cache
@@ -107,17 +108,30 @@ def texts() -> tuple[data.TokenStream, data.TokenStream]:
     return tuple(data.TokenStream(part, np.zeros(1, np.int64)) for part in parts)  # type: ignore[return-value]
 
 
-def phone_book(rng: np.random.Generator, names: int, asked: int) -> ObjectiveSample:
-    """A book of so many names, and so many of them to look up: the names asked for stand at its end."""
-    chosen = rng.choice(len(_CONSONANTS) * len(_VOWELS), names, replace=False)
-    called = [_CONSONANTS[index // len(_VOWELS)] + _VOWELS[index % len(_VOWELS)] for index in chosen]
-    numbers = ["".join(map(str, rng.integers(0, 10, DIGITS))) for _ in called]
-    wanted = rng.choice(names, asked, replace=False)
-    book = "".join(f"{name} {number}\n" for name, number in zip(called, numbers, strict=True))
-    question = "?" + " ".join(called[index] for index in wanted) + "\n"
-    answer = "".join(f"{called[index]} {numbers[index]}\n" for index in wanted)
-    inputs, labels = tuple((book + question).encode()), tuple(answer.encode())
-    return ObjectiveSample(inputs, labels, len(inputs), DIGITS * asked)
+@functools.cache
+def names() -> tuple[tuple[str, int], ...]:
+    """Generated names, each a token of its own."""
+    first = _FIRST_MARKER + len(_markers())
+    syllables = [consonant + vowel for consonant in "bdklmnrs" for vowel in "aeio"]
+    made = [(one + other).capitalize() for one, other in itertools.product(syllables, syllables[::7])][::_NAMES_APART]
+    return tuple((name, first + number) for number, name in enumerate(made[:NAMES]))
+
+
+def spelled(tokens: Sequence[int]) -> str:
+    """Tokens of a book as text."""
+    by_token = {token: f" {name} " for name, token in names()}
+    return "".join(by_token.get(token, chr(token)) for token in tokens)
+
+
+def phone_book(rng: np.random.Generator, entries: int, asked: int) -> ObjectiveSample:
+    """A book of so many names with their numbers, and so many of them to look up: the names asked for stand at its end."""
+    chosen = [names()[index][1] for index in rng.choice(NAMES, entries, replace=False)]
+    numbers = [list(map(ord, map(str, digits))) for digits in rng.integers(0, 10, (entries, DIGITS))]
+    wanted = rng.choice(entries, asked, replace=False)
+    lines = [[name, *number] for name, number in zip(chosen, numbers, strict=True)]
+    inputs = [*itertools.chain(*lines), ord("?"), *(chosen[index] for index in wanted), ord("\n")]
+    labels = itertools.chain(*(lines[index] for index in wanted))
+    return ObjectiveSample(tuple(inputs), tuple(labels), len(inputs), DIGITS * asked)
 
 
 def plain(sample: ObjectiveSample) -> ObjectiveSample:
@@ -126,14 +140,15 @@ def plain(sample: ObjectiveSample) -> ObjectiveSample:
 
 
 def book_rows(step: int, seed: int, *, everything: bool) -> list[list[ObjectiveSample]]:
-    """Half of the batch of a step: rows filled with books; the same books for every model."""
+    """The books of a step's batch: rows filled with them, the same for every model."""
     rng = np.random.default_rng(batch_seed(seed, "books", step))
     rows = []
-    for _ in range(ROWS):
+    for _ in range(BOOK_ROWS):
         row: list[ObjectiveSample] = []
         space = LENGTH
         while True:
-            sample = phone_book(rng, int(rng.choice(TRAINED[0])), int(rng.choice(TRAINED[1])))
+            entries = int(rng.choice(TRAINED[0]))
+            sample = phone_book(rng, entries, min(entries, int(rng.choice(TRAINED[1]))))
             if sample.size - 1 > space:
                 break
             row.append(plain(sample) if everything else sample)
@@ -167,7 +182,7 @@ def create(arm: Arm, seed: int) -> Any:
         depth=DEPTH,
         vocab_size=vocabulary(),
         layout=("gated_ssm",),
-        mixers={"gated_ssm": {"initial_decay": (0.5, 0.998)}},
+        mixers={"gated_ssm": {"initial_decay": (0.3, 0.98)}},
         bidirectional_prefix=arm.both_directions,
     )
 
@@ -249,13 +264,16 @@ class Training:
         for group in self.optimiser.param_groups:
             group["lr"] = RATE * factor * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * part)))
         books = data.pack_objectives(book_rows(self.step, self.seed, everything=not self.arm.mixture), LENGTH)
-        text = _mixed(self.objectives, self.chances, seed=self.seed, stream="train", rows=ROWS).batch(self.step)
-        # Each half has the same weight, however much of it is to be learnt.
+        text = _mixed(self.objectives, self.chances, seed=self.seed, stream="train", rows=TEXT_ROWS).batch(self.step)
+        # Books and text have the same weight, however much of them is to be learnt.
         batch = joined(books, text)
         logits = logits_of(self.model, batch)
-        halves = zip(logits.chunk(2), batch.targets.chunk(2), strict=True)
-        loss = sum(F.cross_entropy(a.flatten(0, 1), b.flatten(), ignore_index=IGNORED) for a, b in halves) / 2
-        assert isinstance(loss, Tensor)
+        parts = (slice(None, BOOK_ROWS), slice(BOOK_ROWS, None))
+        losses = [
+            F.cross_entropy(logits[rows].flatten(0, 1), batch.targets[rows].flatten(), ignore_index=IGNORED)
+            for rows in parts
+        ]
+        loss = (losses[0] + losses[1]) / 2
         self.optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -282,18 +300,17 @@ class Training:
 
 
 @torch.inference_mode()
-def look_ups(model: Any, names: int, asked: int, *, books: int, seed: int) -> float:
+def look_ups(model: Any, entries: int, asked: int, *, books: int, seed: int) -> float:
     """The fraction of numbers that are right to the last digit, of look-ups in new books."""
-    rng = np.random.default_rng(batch_seed(seed, "new books", 1000 * names + asked))
-    samples = [phone_book(rng, names, asked) for _ in range(books)]
+    rng = np.random.default_rng(batch_seed(seed, "new books", 1000 * entries + asked))
+    samples = [phone_book(rng, entries, asked) for _ in range(books)]
     answers = torch.tensor([sample.labels for sample in samples])
     logits, state = prefill(model, [sample.inputs for sample in samples], chunk=1 << 20)
     written = []
     for _ in range(answers.shape[1]):
         written.append(logits.argmax(-1))
         logits, state = model.step(written[-1], state)
-    entry = answers.shape[1] // asked
-    right = (torch.stack(written, 1) == answers).unflatten(1, (asked, entry))[:, :, entry - DIGITS - 1 : -1]
+    right = (torch.stack(written, 1) == answers).unflatten(1, (asked, 1 + DIGITS))[:, :, 1:]
     return float(right.all(-1).double().mean())
 
 
@@ -405,7 +422,7 @@ def draw(path: Path, results: dict[str, list[dict[str, Any]]]) -> None:
 
     figure = Figure(figsize=(11.5, 3.7), layout="constrained")
     places = figure.subplots(1, 3)
-    sizes = ([(n, k) for n, k in ASKED if n == 16], sorted((n, k) for n, k in ASKED if k == 4))
+    sizes = ([(n, k) for n, k in ASKED if n == 8], sorted((n, k) for n, k in ASKED if k == 2))
     for place, settings, which in zip(places, sizes, (1, 0), strict=False):
         for colour, marker, (name, found) in zip(COLOURS, "osD", results.items(), strict=False):
             values = [mean(found, "look-ups", f"{n}, {k}") for n, k in settings]
@@ -413,8 +430,8 @@ def draw(path: Path, results: dict[str, list[dict[str, Any]]]) -> None:
         place.set_xscale("log", base=2)
         place.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         place.set_ylim(-0.03, 1.03)
-    places[0].set_xlabel("look-ups, 16 names in the book")
-    places[1].set_xlabel("names in the book, 4 look-ups")
+    places[0].set_xlabel("look-ups, 8 names in the book")
+    places[1].set_xlabel("names in the book, 2 look-ups")
     places[0].set_ylabel("fraction of numbers found")
     places[0].legend(frameon=False, fontsize=8)
     labels = [f"{how},\nspans of {span}" for span, how in itertools.product(("3", "9"), ("asked", "text before"))]
@@ -451,7 +468,14 @@ def main() -> None:
         show = f"{name}, seed {seed}"
         call = functools.partial(measure, name, folder=options.out, books=books, windows=windows, show=show)
         setting = {"steps": steps, "seed": seed}
-        point = {"arm": name, "dim": DIM, "depth": DEPTH, "rate": RATE, "rows": ROWS, "books": books} | setting
+        point = {
+            "arm": name,
+            "dim": DIM,
+            "depth": DEPTH,
+            "rate": RATE,
+            "rows": (BOOK_ROWS, TEXT_ROWS),
+            "books": books,
+        } | setting
         results.setdefault(name, []).append(points.get(point, functools.partial(call, **setting)))
         print(f"{show}: {results[name][-1]}", flush=True)
     found = tables(results)

@@ -140,4 +140,4 @@ def test_measured_losses_are_those_with_the_prefix() -> None:
     (found,) = rounds._losses(module)
     logits, _ = model(batch.tokens, resets=batch.resets, prefix=batch.prefix)
     want = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=data.IGNORED)
-    assert found == pytest.approx(float(want), rel=1e-5)
+    assert found == pytest.approx(float(want.detach()), rel=1e-5)

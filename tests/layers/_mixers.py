@@ -96,6 +96,7 @@ MIXERS: dict[str, Callable[[], nn.Module]] = {
     "gated-ssm": lambda: GatedSSM(DIM),
     "gated-ssm-previous": lambda: GatedSSM(DIM, state_dim=7, gate="previous"),
     "gated-ssm-prefix": lambda: GatedSSM(DIM, state_dim=10, bidirectional=True),
+    "gated-ssm-decays": lambda: GatedSSM(DIM, state_dim=6, bidirectional=True, initial_decay=(0.5, 0.99)),
     "gated-ssm-block": lambda: GatedSSMBlock(DIM, state_dim=5),
     "gru": lambda: RecurrentCell(DIM),
     "lstm": lambda: RecurrentCell(DIM, kind="lstm"),

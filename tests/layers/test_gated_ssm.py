@@ -111,6 +111,19 @@ def test_generation_goes_on_after_a_prefix() -> None:
     torch.testing.assert_close(state["ssm"], last["ssm"])
 
 
+def test_first_decays_cover_their_range_in_both_directions() -> None:
+    mixer = build(bidirectional=True, initial_decay=(0.5, 0.992))
+    assert mixer.decay_bias is not None
+    remembered = 1 / (1 - torch.sigmoid(mixer.decay_bias.detach()))
+    for half in remembered.chunk(2):
+        torch.testing.assert_close(half[[0, -1]], torch.tensor([2.0, 125.0], dtype=torch.float64), rtol=1e-3, atol=0)
+        ratios = half[1:] / half[:-1]
+        torch.testing.assert_close(ratios, ratios[0].expand_as(ratios), rtol=1e-3, atol=0)
+    decay, _, _ = mixer._project(torch.zeros(1, 1, 6, dtype=torch.float64))
+    torch.testing.assert_close(decay[0, 0], torch.sigmoid(mixer.decay_bias))
+    assert "decay_bias" not in dict(build().named_parameters())
+
+
 def test_gradients() -> None:
     mixer, x = build(bidirectional=True, state_dim=4), noise(1, 6, 6).requires_grad_()
     prefix = marks("pppggg")
@@ -133,6 +146,8 @@ def test_bad_arguments() -> None:
         GatedSSM(4, gate="previous", bidirectional=True)
     with pytest.raises(ValueError, match="state_dim: expected an even number with bidirectional=True, got 5"):
         GatedSSM(4, state_dim=5, bidirectional=True)
+    with pytest.raises(ValueError, match=r"initial_decay: expected 0 < lowest <= highest < 1, got \(0.5, 1.0\)"):
+        GatedSSM(4, initial_decay=(0.5, 1.0))
     with pytest.raises(ValueError, match="state_dim: expected at least 1, got 0"):
         GatedSSM(4, state_dim=0)
 

@@ -65,6 +65,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         dict(dim=24, depth=4, heads=4, linear_heads=3, feature_dim=2, window=5, kv_heads=2, rotary_dim=4, mlp_dim=0)
         | dict(qkv_bias=True, layout=("attention", "window", "linear", "conv"), linear_form="parallel"),
     ),
+    "gated_ssm": (
+        "hybrid_tiny",
+        dict(dim=20, depth=2, layout=("gated_ssm",), mixers=dict(gated_ssm=dict(state_dim=14, bidirectional=True))),
+    ),
     "transformer": ("transformer_tiny", dict(dim=20, depth=2, mlp_dim=16, attention=dict(heads=2, rotary_dim=10))),
 }
 

@@ -13,7 +13,7 @@ import torch
 import statescan
 from statescan.cli import main
 from statescan.tasks import ObjectiveTraining, train_objectives
-from tests.tasks._runs import SMALL, metrics, write_text
+from tests.tasks._runs import SMALL, metrics, run_language, write_text
 
 pytest.importorskip("pytorch_lightning")
 
@@ -99,3 +99,45 @@ def test_command_learns_to_copy(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_bad_settings(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run(write_text(tmp_path), tmp_path / "out", **changes)
+
+
+BOTH = ("dim=16", "depth=2", "layout=('gated_ssm',)", "bidirectional_prefix=True")
+
+
+def test_a_model_of_both_directions_learns_with_prefixes_and_reads_prompts_so(tmp_path: Path) -> None:
+    text = write_text(tmp_path)
+    settings = dict(objectives=("copying", "prefix_language_modeling"), length=64, steps=40, round_steps=10)
+    settings |= dict(model="hybrid_tiny", set=BOTH, learning_rate=1e-2, batch_size=4, validate_every=10)
+    run(text, tmp_path / "run", **settings)
+    losses = [row["validation_loss"] for row in metrics(tmp_path / "run") if row["validation_loss"] > 0]
+    assert losses[-1] < 0.9 * losses[0]
+    model = statescan.load(str(tmp_path / "run"))
+    assert model.reads_prompts_as_prefix
+    with pytest.raises(ValueError, match="bidirectional_prefix: text alone marks no prefix"):
+        run_language(text, tmp_path / "text", model="hybrid_tiny", set=BOTH)
+
+
+def test_measured_losses_are_those_with_the_prefix() -> None:
+    """The rounds ask the model as it is trained."""
+    from statescan import data
+    from statescan.tasks._objective_rounds import Rounds
+
+    torch.manual_seed(0)
+    model = statescan.create_model(
+        "hybrid_tiny", dim=16, depth=2, layout=("gated_ssm",), bidirectional_prefix=True, vocab_size=256
+    )
+    sample = data.TextCopying()(list(b"copy this text"), space=64, seed=0, encode=lambda marker: list(marker.encode()))
+    assert sample is not None
+    batch = data.pack_objectives([[sample]], 64)
+    rounds = Rounds.__new__(Rounds)
+    rounds.measured = [batch]
+
+    class Module:
+        device = torch.device("cpu")
+
+    module: Any = Module()
+    module.model = model
+    (found,) = rounds._losses(module)
+    logits, _ = model(batch.tokens, resets=batch.resets, prefix=batch.prefix)
+    want = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=data.IGNORED)
+    assert found == pytest.approx(float(want.detach()), rel=1e-5)

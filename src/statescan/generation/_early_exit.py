@@ -78,6 +78,8 @@ class EarlyExit(nn.Module):
                 f"model: early exits need a language model of residual blocks, got {type(model).__name__}; "
                 "models whose blocks share weights or read more than the residual stream have none"
             )
+        if getattr(model, "reads_prompts_as_prefix", False):
+            raise ValueError("model: early exits read prompts forwards, and this model reads them in both directions")
         depth = len(model.stack.blocks)
         if config.layers[-1] >= depth:
             raise ValueError(f"layers: an exit after block {config.layers[-1]} of {depth}; the last can be {depth - 1}")

@@ -34,6 +34,9 @@ def prefill(
         chunk: tokens a forward call, over all prompts.
         batching: for prompts of unequal lengths.
 
+    A model that reads prompts in both directions (`LanguageModel.reads_prompts_as_prefix`) reads each whole, in one call,
+    whatever `chunk` is. What goes on from a state is read forwards.
+
     Returns logits (prompts, vocabulary) and the state.
     """
     if chunk < 1:
@@ -42,7 +45,8 @@ def prefill(
         raise ValueError(f"batching: expected one of {', '.join(BATCHINGS)}, got {batching!r}")
     lengths = [len(prompt) for prompt in prompts]
     width = max(lengths)
-    columns = max(1, chunk // len(prompts))
+    marked = state is None and getattr(model, "reads_prompts_as_prefix", False)
+    columns = width if marked else max(1, chunk // len(prompts))
     ragged = min(lengths) < width
     if ragged and batching == "left" and state is not None:
         raise ValueError("batching: left padding would run through the states given; use batching='packed'")
@@ -52,9 +56,9 @@ def prefill(
         stop = min(start + columns, width)
         last = 1 if stop == width else 0
         if ragged and batching == "packed":
-            rows, state = _forward_packed(model, prompts, state, width, start, stop, last, device)
+            rows, state = _forward_packed(model, prompts, state, width, start, stop, last, device, marked)
         else:
-            rows, state = _forward_padded(model, prompts, state, width, start, stop, last, device)
+            rows, state = _forward_padded(model, prompts, state, width, start, stop, last, device, marked)
     assert state is not None
     return rows.reshape(len(prompts), -1), state
 
@@ -68,18 +72,23 @@ def _forward_padded(
     stop: int,
     last: int,
     device: torch.device,
+    marked: bool,
 ) -> tuple[Tensor, State]:
     """Columns start to stop of the left-padded prompts."""
     tokens = torch.zeros(len(prompts), stop - start, dtype=torch.int64)
     resets = torch.zeros(len(prompts), stop - start, dtype=torch.bool)
+    prefix = torch.zeros(len(prompts), stop - start, dtype=torch.bool)
     for row, prompt in enumerate(prompts):
         padding = width - len(prompt)
         part = prompt[max(start - padding, 0) : max(stop - padding, 0)]
         if part:
             tokens[row, -len(part) :] = torch.tensor(part)
+            prefix[row, -len(part) :] = True
         if padding and start <= padding < stop:
             resets[row, padding - start] = True
-    return model(tokens.to(device), state, resets=resets.to(device) if bool(resets.any()) else None, last=last)
+    options = {"prefix": prefix.to(device)} if marked else {}
+    begins = resets.to(device) if bool(resets.any()) else None
+    return model(tokens.to(device), state, resets=begins, last=last, **options)
 
 
 def _forward_packed(
@@ -91,6 +100,7 @@ def _forward_packed(
     stop: int,
     last: int,
     device: torch.device,
+    marked: bool,
 ) -> tuple[Tensor, State]:
     """The same columns one after the other, without the padding; a prompt that has not begun has length 0."""
     parts = []
@@ -99,4 +109,5 @@ def _forward_packed(
         parts.append(prompt[max(start - padding, 0) : max(stop - padding, 0)])
     offsets = torch.tensor([0] + [len(part) for part in parts]).cumsum(0)
     tokens = torch.tensor([token for part in parts for token in part]).unsqueeze(0)
-    return model(tokens.to(device), state, offsets=offsets.to(device), last=last)
+    options = {"prefix": torch.ones_like(tokens, dtype=torch.bool, device=device)} if marked else {}
+    return model(tokens.to(device), state, offsets=offsets.to(device), last=last, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -43,9 +44,11 @@ class GatedSSM(nn.Module):
             (``previous``, the published code's).
         bidirectional: the second half of h walks backwards, within prefixes only (see `forward`). Elsewhere it holds what
             its own position brings, so that without a prefix the layer is causal.
+        initial_decay: lowest and highest first K of the channels; a learned bias spreads them so that memories 1 / (1 - K)
+            are evenly spaced in their logarithm. None, as published: no bias, and every K begins near 1/2.
 
     Raises:
-        ValueError: an unknown gate, sizes below 1, or what does not go with `bidirectional`.
+        ValueError: an unknown gate, sizes below 1, decays outside of 0 to 1, or what does not go with `bidirectional`.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class GatedSSM(nn.Module):
         state_dim: int | None = None,
         gate: Literal["current", "previous"] = "current",
         bidirectional: bool = False,
+        initial_decay: tuple[float, float] | None = None,
     ):
         super().__init__()
         state_dim = 2 * dim if state_dim is None else state_dim
@@ -70,8 +74,21 @@ class GatedSSM(nn.Module):
         self.dim, self.state_dim, self.gate, self.bidirectional = dim, state_dim, gate, bidirectional
         self.forward_dim = state_dim // 2 if bidirectional else state_dim
         self.decay_projection = nn.Linear(dim, state_dim, bias=False)
+        self.decay_bias: nn.Parameter | None = None
+        if initial_decay is not None:
+            low, high = initial_decay
+            if not 0 < low <= high < 1:
+                raise ValueError(f"initial_decay: expected 0 < lowest <= highest < 1, got {tuple(initial_decay)}")
+            halves = (self.forward_dim, state_dim - self.forward_dim)
+            gone = [torch.logspace(math.log10(1 - low), math.log10(1 - high), count) for count in halves]
+            self.decay_bias = nn.Parameter(torch.special.logit(1 - torch.cat(gone)))
         self.input_projection = nn.Linear(dim, 3 * state_dim, bias=False)
         self.output_projection = nn.Linear(state_dim, dim, bias=False)
+
+    @property
+    def takes_prefix(self) -> bool:
+        """Whether `forward` takes a prefix."""
+        return self.bidirectional
 
     def initial_state(
         self, batch_size: int, *, dtype: torch.dtype | None = None, device: torch.device | None = None
@@ -148,7 +165,8 @@ class GatedSSM(nn.Module):
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """K, what enters the state, and what its reading is multiplied by: all wide."""
-        decay = torch.sigmoid(widen(self.decay_projection(x)))
+        logits = widen(self.decay_projection(x))
+        decay = torch.sigmoid(logits if self.decay_bias is None else logits + widen(self.decay_bias))
         u, enter, read = widen(self.input_projection(x)).chunk(3, dim=-1)
         return decay, u * torch.sigmoid(enter) * (1 - decay), torch.sigmoid(read)
 
@@ -172,7 +190,7 @@ class GatedSSM(nn.Module):
         goes_on = before & prefix
         if offsets is None:
             goes_on = goes_on & ~begins
-        if goes_on.any():
+        if not torch.compiler.is_compiling() and goes_on.any():
             raise ValueError("prefix: one goes on from an earlier call; a prefix must be read whole, in one call")
 
 
@@ -195,6 +213,11 @@ class GatedSSMBlock(nn.Module):
         super().__init__()
         self.norm = SplitRMSNorm(dim)
         self.mixer = GatedSSM(dim, state_dim=state_dim, gate=gate, bidirectional=bidirectional)
+
+    @property
+    def takes_prefix(self) -> bool:
+        """Whether `forward` takes a prefix."""
+        return self.mixer.takes_prefix
 
     def initial_state(
         self, batch_size: int, *, dtype: torch.dtype | None = None, device: torch.device | None = None

@@ -18,6 +18,20 @@ def without_state(module: Any, return_state: bool) -> dict[str, Any]:
     return {} if return_state or not getattr(module, "skips_state", False) else {"return_state": False}
 
 
+def with_prefix(module: Any, prefix: Tensor | None) -> dict[str, Any]:
+    """Keywords that tell a module which positions are read in both directions, where it can (`takes_prefix`)."""
+    return {} if prefix is None or not getattr(module, "takes_prefix", False) else {"prefix": prefix}
+
+
+def check_prefix(module: Any, prefix: Tensor | None) -> None:
+    """Refuse a prefix where nothing would read it."""
+    if prefix is not None and not getattr(module, "takes_prefix", False):
+        raise ValueError(
+            "prefix: no mixer here reads in both directions; "
+            "one that does is gated_ssm with bidirectional=True (bidirectional_prefix=True of a free layout)"
+        )
+
+
 class ResidualBlock(nn.Module):
     """x += mixer(norm(x)), then, where there is a channel mixer, x += channel_mixer(channel_norm(x)).
 
@@ -47,6 +61,11 @@ class ResidualBlock(nn.Module):
         self.channel_norm = channel_norm
         self.channel_mixer: Any = channel_mixer
 
+    @property
+    def takes_prefix(self) -> bool:
+        """Whether the mixer reads prefixes in both directions."""
+        return getattr(self.mixer, "takes_prefix", False)
+
     def initial_state(self, batch_size: int, **options: Any) -> State:
         """The mixer's."""
         return State() if self.mixer is None else self.mixer.initial_state(batch_size, **options)
@@ -58,11 +77,13 @@ class ResidualBlock(nn.Module):
         *,
         resets: Tensor | None = None,
         offsets: Tensor | None = None,
+        prefix: Tensor | None = None,
         return_state: bool = True,
     ) -> tuple[Tensor, State]:
         """residual (batch, length, dim) -> residual, and the mixer's state.
 
-        `return_state` False says that the state is not wanted: a mixer to which it is extra work leaves it out.
+        `prefix` (batch, length) bool marks what a mixer that can (`takes_prefix`) reads in both directions; others leave it
+        out. `return_state` False says that the state is not wanted: a mixer to which it is extra work leaves it out.
         """
         if self.mixer is None:
             return self._channels(residual), State()
@@ -71,6 +92,7 @@ class ResidualBlock(nn.Module):
             state or None,
             resets=resets,
             offsets=offsets,
+            **with_prefix(self.mixer, prefix),
             **without_state(self.mixer, return_state),
         )
         return self._channels(residual + self._scaled(mixed)), state
@@ -132,6 +154,11 @@ class ResidualStack(nn.Module):
         self.residual_in_float32 = residual_in_float32
         self.gradient_checkpointing = False
 
+    @property
+    def takes_prefix(self) -> bool:
+        """Whether a mixer of it reads prefixes in both directions."""
+        return any(getattr(block, "takes_prefix", False) for block in self.blocks)
+
     def initial_state(self, batch_size: int, **options: Any) -> State:
         """One entry a block, named by its number."""
         blocks: list[Any] = list(self.blocks)
@@ -144,17 +171,22 @@ class ResidualStack(nn.Module):
         *,
         resets: Tensor | None = None,
         offsets: Tensor | None = None,
+        prefix: Tensor | None = None,
         return_state: bool = True,
     ) -> tuple[Tensor, State]:
         """x (batch, length, dim) -> the stream after the last block, and the state of every block.
 
-        `return_state` as in `ResidualBlock`.
+        `prefix` and `return_state` as in `ResidualBlock`.
+
+        Raises:
+            ValueError: a prefix for a stack of which no mixer reads in both directions.
         """
+        check_prefix(self, prefix)
         residual = x.float() if self.residual_in_float32 and x.dtype != torch.float64 else x
         after: dict[str, Tensor | State] = {}
         for index, block in enumerate(self.blocks):
             before = state[str(index)] if state else None
-            options: dict[str, Any] = without_state(block, return_state)
+            options: dict[str, Any] = without_state(block, return_state) | with_prefix(block, prefix)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 residual, after[str(index)] = checkpoint(
                     block, residual, before, resets=resets, offsets=offsets, use_reentrant=False, **options

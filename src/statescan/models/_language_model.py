@@ -19,7 +19,7 @@ from statescan.layers import (
     build_norm,
     initialise_language_model,
 )
-from statescan.layers._residual import without_state
+from statescan.layers._residual import check_prefix, with_prefix, without_state
 from statescan.models._model import Model, build_config
 from statescan.ops import check_parents
 
@@ -116,6 +116,16 @@ class LanguageModel(Model):
         weight = self.embedding.weight
         return self.stack.initial_state(batch_size, dtype=dtype or weight.dtype, device=device or weight.device)
 
+    @property
+    def takes_prefix(self) -> bool:
+        """Whether a mixer of the model reads prefixes in both directions."""
+        return getattr(self.stack, "takes_prefix", False)
+
+    @property
+    def reads_prompts_as_prefix(self) -> bool:
+        """Whether prompts are to be read in both directions, as the model is trained: its config says so."""
+        return getattr(self.config, "bidirectional_prefix", False)
+
     def hidden(
         self,
         tokens: Tensor,
@@ -123,11 +133,13 @@ class LanguageModel(Model):
         *,
         resets: Tensor | None = None,
         offsets: Tensor | None = None,
+        prefix: Tensor | None = None,
         return_state: bool = True,
     ) -> tuple[Tensor, State]:
         """Features after the last norm: tokens (batch, length) -> (batch, length, dim), and the state."""
         self._check(tokens, 2)
-        options = without_state(self.stack, return_state)
+        check_prefix(self.stack, prefix)
+        options = without_state(self.stack, return_state) | with_prefix(self.stack, prefix)
         features, state = self.stack(self._embed(tokens), state, resets=resets, offsets=offsets, **options)
         return self._finish(features), state
 
@@ -138,6 +150,7 @@ class LanguageModel(Model):
         *,
         resets: Tensor | None = None,
         offsets: Tensor | None = None,
+        prefix: Tensor | None = None,
         last: int | None = None,
         return_state: bool = True,
     ) -> tuple[Tensor, State]:
@@ -149,14 +162,21 @@ class LanguageModel(Model):
             resets: (batch, length) bool, True where a new sequence begins: nothing before it is seen.
             offsets: (sequences + 1,) int64 cumulative lengths of sequences packed into a batch of 1; the state then has
                 an entry a sequence.
+            prefix: (batch, length) bool, True at positions that see each other in both directions, as far as the mixers can
+                (`layers.GatedSSM`): each unbroken run within a sequence is one prefix, read whole in one call.
             last: give logits of the last so many positions only (of every packed sequence).
             return_state: False says that the state is not wanted, as in training: layers to which it is extra work leave
                 it out, and what comes back in its place is not to be continued from.
 
         Returns:
             logits (batch, length or last, vocabulary), float, and the state after the last token.
+
+        Raises:
+            ValueError: a prefix for a model of which no mixer reads in both directions.
         """
-        features, state = self.hidden(tokens, state, resets=resets, offsets=offsets, return_state=return_state)
+        features, state = self.hidden(
+            tokens, state, resets=resets, offsets=offsets, prefix=prefix, return_state=return_state
+        )
         if last is not None:
             features = _last_positions(features, last, offsets)
         return self._logits(features), state

@@ -17,6 +17,9 @@ from statescan.models._language_model import LanguageModel, LanguageModelConfig,
 from statescan.models._registry import Family
 from statescan.models._state_spaces import from_published, to_published
 
+#: Mixers that read a prefix in both directions, if they are built to.
+_OF_PREFIXES = ("gated_ssm",)
+
 
 @dataclass(frozen=True)
 class HybridConfig(LanguageModelConfig):
@@ -28,11 +31,14 @@ class HybridConfig(LanguageModelConfig):
         mixers: options of mixers where they differ from the defaults, by name: ``{"mamba2": {"state_dim": 64}}``.
         mlp_dim: of the MLP after every mixer (0: none).
         mlp_layer_dim: of the ``mlp`` blocks.
+        bidirectional_prefix: read prefixes in both directions, by the mixers that can (``gated_ssm``); others read them
+            forwards. `statescan train objectives` then marks what samples are to be read, and generation its prompts.
     """
 
     layout: tuple[str, ...] = ("mamba",)
     mixers: dict[str, dict[str, Any]] = field(default_factory=dict)
     mlp_layer_dim: int = 0
+    bidirectional_prefix: bool = False
 
     def __post_init__(self) -> None:
         layout = (self.layout,) if isinstance(self.layout, str) else tuple(self.layout)
@@ -46,6 +52,13 @@ class HybridConfig(LanguageModelConfig):
         for name, options in self.mixers.items():
             check_mixer(name, options, label="mixers")
         object.__setattr__(self, "layout", tuple(layout[i % len(layout)] for i in range(self.depth)))
+        if not isinstance(self.bidirectional_prefix, bool):
+            raise ValueError(f"bidirectional_prefix: expected True or False, got {self.bidirectional_prefix!r}")
+        if self.bidirectional_prefix and not set(_OF_PREFIXES) & set(self.layout):
+            raise ValueError(
+                f"bidirectional_prefix: no layer of {', '.join(sorted(set(self.layout)))} reads in both directions; "
+                f"use {', '.join(_OF_PREFIXES)}"
+            )
         super().__post_init__()
 
 
@@ -54,7 +67,10 @@ def _build(config: HybridConfig, name: str) -> nn.Module | None:
         return None
     if name == "attention":
         return build_attention(config)
-    return build_mixer(name, config.dim, **config.mixers.get(name, {}))
+    options = config.mixers.get(name, {})
+    if config.bidirectional_prefix and name in _OF_PREFIXES:
+        options = options | {"bidirectional": True}
+    return build_mixer(name, config.dim, **options)
 
 
 class HybridLanguageModel(LanguageModel):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from statescan.layers import PROJECTIONS, MixtureOfMamba, ModalityGroups, State
+from statescan.layers._residual import check_prefix
 from statescan.models._language_model import LanguageModel, LanguageModelConfig
 from statescan.models._modal_stack import ModalStack
 from statescan.models._modality_names import from_published, to_published
@@ -111,10 +112,12 @@ class MixtureOfMambaLanguageModel(LanguageModel):
         *,
         resets: Tensor | None = None,
         offsets: Tensor | None = None,
+        prefix: Tensor | None = None,
         return_state: bool = True,
     ) -> tuple[Tensor, State]:
         """Features after the last norm: tokens (batch, length) -> (batch, length, dim), and the state."""
         self._check(tokens, 2)
+        check_prefix(self.stack, prefix)
         groups = ModalityGroups(self.modality(tokens), self.config.modalities)
         features, state = self.stack(self._embed(tokens), state, modality=groups, resets=resets, offsets=offsets)
         return self._finish(features), state

@@ -62,6 +62,11 @@ def token_sums(logits: Tensor, targets: Tensor, *, count_correct: bool) -> tuple
     return loss, torch.stack([loss.detach().to(wide), asked.sum().to(wide), correct.to(wide)])
 
 
+def prefix_of(model: Any, prefix: Tensor | None) -> dict[str, Any]:
+    """The keyword for the prefix of a batch, where the model is one that reads prompts in both directions."""
+    return {"prefix": prefix} if prefix is not None and getattr(model, "reads_prompts_as_prefix", False) else {}
+
+
 #: A model, a batch and the state before it -> the summed loss with its gradient, the numbers of `Sums`, the state after.
 Measure = Callable[[Any, dict[str, Any], State | None], tuple[Tensor, Tensor, State | None]]
 
@@ -69,12 +74,15 @@ Measure = Callable[[Any, dict[str, Any], State | None], tuple[Tensor, Tensor, St
 def next_token(*, count_correct: bool, carry_state: bool = False) -> Measure:
     """How well a language model predicts the ``targets`` of ``tokens``; ``resets`` mark where documents begin.
 
+    A batch's ``prefix`` goes to models that read prompts in both directions, and to no others.
+
     Only with `carry_state` is the model's state wanted; otherwise layers to which it is extra work leave it out.
     """
     options = {} if carry_state else {"return_state": False}
 
     def measure(model: Any, batch: dict[str, Any], state: State | None) -> tuple[Tensor, Tensor, State | None]:
-        logits, state = model(batch["tokens"], state, resets=batch["resets"], **options)
+        prefix = prefix_of(model, batch.get("prefix"))
+        logits, state = model(batch["tokens"], state, resets=batch["resets"], **prefix, **options)
         return *token_sums(logits, batch["targets"], count_correct=count_correct), state
 
     return measure

@@ -10,7 +10,7 @@ from pytorch_lightning import Callback
 from torch import Tensor
 
 from statescan.data import PackedObjectives
-from statescan.tasks._module import token_sums
+from statescan.tasks._module import prefix_of, token_sums
 from statescan.tasks._objective_sampler import ObjectiveSampler
 from statescan.tasks._run_folder import MetricsFile
 
@@ -90,7 +90,8 @@ class Rounds(Callback):
         training = model.training
         model.eval()
         for batch in self.measured:
-            logits, _ = model(batch.tokens.to(module.device), resets=batch.resets.to(module.device))
+            resets, prefix = batch.resets.to(module.device), prefix_of(model, batch.prefix.to(module.device))
+            logits, _ = model(batch.tokens.to(module.device), resets=resets, return_state=False, **prefix)
             _, sums = token_sums(logits, batch.targets.to(module.device), count_correct=False)
             losses.append(float(sums[0] / sums[1]))
         model.train(training)

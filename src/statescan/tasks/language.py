@@ -85,6 +85,11 @@ def train_language(settings: LanguageTraining) -> TrainingResult:
     text, held_out = streams_of(settings, tokenizer)
     batches, validation = token_batches(settings, text, held_out)
     model = model_of(settings, tokenizer)
+    if getattr(model, "reads_prompts_as_prefix", False):
+        raise ValueError(
+            "bidirectional_prefix: text alone marks no prefix, so that the model would never learn to read its prompts; "
+            "leave it out, or train on objectives"
+        )
     bytes_per_token = _spelled(held_out, tokenizer) / len(held_out)
 
     def describe(sums: Sums) -> dict[str, float]:

@@ -27,6 +27,9 @@ _LEAST_SPACE, _MISSES = 16, 8
 class ObjectiveTraining(LanguageTraining):
     """Train a language model on a mixture of objectives: infilling, copying, deshuffling, retrieval of spans and others.
 
+    A model with `bidirectional_prefix` reads the inputs of a sample in both directions (`--mixer gated_ssm --set
+    bidirectional_prefix=True`), any other forwards; labels are written forwards and alone are learnt.
+
     Example: statescan train objectives --data book.txt --model mamba_tiny --length 512 --out runs/mixture
     """
 

@@ -55,7 +55,7 @@ def test_without_notes_it_is_mamba():
     assert not torch.allclose(speaking(x)[0], want)
     assert torch.equal(speaking.embedding.weight, mamba.embedding.weight)
     with pytest.raises(TypeError, match="model: a Mamba language model, got HybridLanguageModel"):
-        MemMambaLanguageModel.of(statescan.create_model("transformer_tiny", dim=16, depth=1))
+        MemMambaLanguageModel.of(statescan.create_model("hybrid_tiny", dim=16, depth=1, attention={"heads": 2}))
 
 
 @pytest.mark.parametrize("kind", OPTIONS)

@@ -153,8 +153,8 @@ class MemoryNotes(nn.Module):
         batch, length, _ = x.shape
         state = state or self.initial_state(batch, dtype=x.dtype, device=x.device)
         if not length:
-            none = x.new_zeros(batch, 0, 0, 0)
-            return x, state, NotePool(x.new_zeros(batch, 0, 0, self.note_dim), none[..., 0], none.bool(), None)
+            notes, importance = x.new_zeros(batch, 0, 0, self.note_dim), x.new_zeros(batch, 0, 0)
+            return x, state, NotePool(notes, importance, importance[..., None].bool(), None)
         pool, after = self._take(x, state, resets)
         return self._recall(x, pool, earlier), after, pool
 
@@ -200,10 +200,10 @@ class MemoryNotes(nn.Module):
 
         Of equals the earlier stays. Entries that wait for a refreshment are not given up: they compete only then.
         """
-        if self.chunk > 1:
-            priority = priority.masked_fill(waiting, math.inf)
-        ranked, index = priority.sort(dim=1, descending=True, stable=True)
-        return index.masked_fill(ranked < 0, -1)[:, : self.slots].sort(dim=1).values
+        ranked, index = priority.masked_fill(waiting, math.inf).sort(dim=1, descending=True, stable=True)
+        place = torch.arange(index.shape[1], device=index.device)
+        given_up = (ranked < 0) | (place >= self.pool_size + waiting.sum(1, keepdim=True))
+        return index.masked_fill(given_up, -1)[:, : self.slots].sort(dim=1).values
 
     def _take(self, x: Tensor, state: State, resets: Tensor | None) -> tuple[NotePool, State]:
         """Note what is important: the pool of every position, and the state after the last.

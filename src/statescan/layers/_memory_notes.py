@@ -208,14 +208,13 @@ class MemoryNotes(nn.Module):
     def _take(self, x: Tensor, state: State, resets: Tensor | None) -> tuple[NotePool, State]:
         """Note what is important: the pool of every position, and the state after the last.
 
-        A block of positions draws on the notes kept before it and on its own. Which of them a position sees follows from
-        counts: those that are ready, and that fewer than `pool_size` ready ones come before.
+        A block of positions draws on the notes kept before it and on its own. When an entry is given up follows from counts:
+        at the first that is the `pool_size`-th to go before it.
         """
         batch, length, _ = x.shape
         importance, note, admitted = self._note(x)
         trained = torch.is_grad_enabled() and importance.requires_grad and math.isfinite(self.note_threshold)
-        block = min(_TRAINED_BLOCK if trained else _BLOCK, length)
-        missing = -length % block
+        missing = -length % min(_BLOCK, length)
         # The order counts from the first new token; `since` is where a token's own sequence begins.
         place = torch.arange(length + missing, device=x.device)
         first = -state["seen"][:, None]
@@ -234,42 +233,64 @@ class MemoryNotes(nn.Module):
             "since": _joined(first.expand(batch, self.slots), own, _NEVER),
             "valid": _joined(state["valid"], F.pad(admitted, (0, missing)), False),
         }
-        candidates, kept = self._walk({**stream, "importance": stream["importance"].detach()}, own, length, block)
+        kept, given_up = self._walk({**stream, "importance": stream["importance"].detach()}, own, length)
         entries = {"notes": notes, "importance": stream["importance"], "position": stream["order"] - stream["since"]}
-        after = _state(entries, kept, kept > 0, length - end[:, 0])
-        part = {name: _pick(value, candidates) for name, value in stream.items()}
-        limit, own = (value.view(batch, -1, block) for value in (place - (place - own) % self.chunk, own))
-        earlier = part["order"][..., None, :] < limit[..., None]  # (batch, blocks, block, entries)
-        same = part["since"][..., None, :] == own[..., None]
-        # Later sequences come first; of them no position of an earlier one has counted any.
-        ahead = _goes_before(self._priority(part["importance"], part["valid"]), part["since"])
-        counted = F.pad(ahead.cumsum(dim=-2, dtype=torch.int32), (0, 0, 1, 0))
-        rank = counted.gather(-2, earlier.sum(-1, keepdim=True).expand(earlier.shape))
-        known = earlier & same
-        seen = known & part["valid"][..., None, :] & (rank < self.pool_size)
-        return NotePool(_pick(notes, candidates), part["importance"], seen, known if trained else None), after
+        after = _state(entries, kept[:, -1], kept[:, -1] > 0, length - end[:, 0])
+
+        block = min(_BLOCK, length)
+        limit = place - (place - own) % self.chunk
+        if trained:  # fewer and larger blocks
+            block = min(length + missing, -(-_TRAINED_BLOCK // block) * block)
+            kept = kept[:, :: block // min(_BLOCK, length)]
+        blocks = -(-length // block)
+        missing = blocks * block - length - missing
+        index = torch.arange(self.slots + 1, notes.shape[1] + missing, device=x.device).expand(batch, -1)
+        index = index.masked_fill(index >= notes.shape[1], 0).view(batch, blocks, block)
+        candidates = torch.cat([kept[:, :blocks], index], dim=2)
+        order, given_up = _pick(stream["order"], candidates), _pick(given_up, candidates)
+        limit, own = (F.pad(value, (0, missing)).view(batch, blocks, block, 1) for value in (limit, own))
+        known = order[..., None, :] < limit  # (batch, blocks, block, entries)
+        if resets is not None:
+            known &= _pick(stream["since"], candidates)[..., None, :] == own
+        else:
+            known &= (candidates > 0)[..., None, :]
+        seen = known & (given_up[..., None, :] >= limit)
+        pool = NotePool(
+            _pick(notes, candidates), _pick(stream["importance"], candidates), seen, known if trained else None
+        )
+        return pool, after
 
     @torch.no_grad()
-    def _walk(self, stream: dict[str, Tensor], own: Tensor, length: int, block: int) -> tuple[Tensor, Tensor]:
-        """From block to block: indices of what each draws on (batch, blocks, slots + block), and of what the last leaves.
+    def _walk(self, stream: dict[str, Tensor], own: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """What every block of positions finds kept, and in what order entries are given up.
 
-        An index 0 stands for none.
+        Returns:
+            indices (batch, blocks + 1, slots), the last after all; 0 stands for none. And (batch, entries), the order of
+            what makes an entry be given up: positions whose limit is beyond it do not see it.
         """
+        batch, block = len(own), min(_BLOCK, length)
         slots = torch.arange(1, self.slots + 1, device=own.device)
-        kept = torch.where(stream["valid"][:, 1 : self.slots + 1], slots, 0)
-        tokens = torch.arange(self.slots + 1, stream["valid"].shape[1], device=own.device).expand(len(own), -1)
-        candidates = []
+        kept = [torch.where(stream["valid"][:, 1 : self.slots + 1], slots, 0)]
+        tokens = torch.arange(self.slots + 1, stream["valid"].shape[1], device=own.device).expand(batch, -1)
         for start in range(0, length, block):
-            candidate = torch.cat([kept, tokens[:, start : start + block]], dim=1)
-            candidates.append(candidate)
+            candidate = torch.cat([kept[-1], tokens[:, start : start + block]], dim=1)
             part = {name: value.gather(1, candidate) for name, value in stream.items()}
             last = min(start + block, length)
             since = own[:, last - 1 : last]
             valid = part["valid"] & (part["since"] == since)
             waiting = valid & (part["order"] >= last - (last - since) % self.chunk)
             chosen = self._kept(self._priority(part["importance"], valid), waiting)
-            kept = torch.where(chosen < 0, 0, candidate.gather(1, chosen.clamp(min=0)))
-        return torch.stack(candidates, dim=1), kept
+            kept.append(torch.where(chosen < 0, 0, candidate.gather(1, chosen.clamp(min=0))))
+        candidates = torch.cat([torch.stack(kept[:-1], dim=1), tokens.view(batch, -1, block)], dim=2)
+        part = {name: _pick(value, candidates) for name, value in stream.items()}
+        # Later sequences go before; where that gives an entry up, its own is over.
+        ahead = _goes_before(self._priority(part["importance"], part["valid"]), part["since"])
+        ahead &= part["valid"][..., None]
+        row = (ahead.cumsum(dim=-2, dtype=torch.int16) < self.pool_size).sum(-2)
+        order = F.pad(part["order"], (0, 1), value=-_NEVER).gather(-1, row)
+        given_up = torch.where(stream["valid"], -_NEVER, _NEVER)
+        given_up.scatter_reduce_(1, candidates.flatten(1), order.flatten(1), "amin")
+        return torch.stack(kept, dim=1), given_up
 
     def _recall(self, x: Tensor, pool: NotePool, earlier: Sequence[NotePool]) -> Tensor:
         recalled = torch.zeros_like(x)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from statescan.layers import MemoryNotes, NotePool, State, _memory_notes
+from statescan.layers import MemoryNotes, State, _memory_notes
 
 DIM, NOTE = 12, 4
 CLOSE = dict(atol=1e-10, rtol=1e-10)
@@ -181,23 +181,43 @@ def test_gradients_pass_the_gates_straight_through():
     assert torch.autograd.gradcheck(lambda x: layer(x)[0], (stream(1, 9).requires_grad_(),))
 
 
-def test_an_unnoted_token_learns_that_it_should_have_been_noted():
-    """One token answers the last one's question but is not noted: the loss pulls its importance up, others' down."""
-    gate = torch.full((1, 8), -1.0, dtype=torch.float64)
-    gate[0, [1, 2]] = 1.0  # noted, and useless
-    gate.requires_grad_()
-    notes = torch.zeros(1, 8, NOTE, dtype=torch.float64)
-    notes[0, 4] = 1.0  # wanted
-    notes[0, [1, 2]] = -1.0
-    importance = torch.sigmoid(gate)
-    seen = torch.zeros(1, 1, 1, 8, dtype=torch.bool)
-    seen[..., [1, 2]] = True
-    pool = NotePool(notes[:, None], importance[:, None], seen, torch.ones_like(seen))
-    read = _memory_notes._attend(torch.zeros(1, 1, NOTE, dtype=torch.float64), [pool], "concatenate")
-    torch.testing.assert_close(read[0, 0], torch.full((NOTE,), -2 / 3, dtype=torch.float64))
-    (1.0 - read).square().sum().backward()
-    assert gate.grad is not None
-    assert gate.grad[0, 4] < 0 < gate.grad[0, 1]
+def test_an_importance_learns_what_one_more_copy_of_its_note_would_change():
+    """Whether it was noted or not; by hand for every note and position of a sequence of several blocks."""
+    layer, x = build(pool_size=3, recall_threshold=0.0), stream(1, 20)
+    wanted = torch.randn(20, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    given = []
+    note = layer._note
+
+    def kept(x):
+        importance, *others = note(x)
+        given.append(importance.detach().requires_grad_())
+        return given[0], *others
+
+    layer._note = kept
+    y, _, pool = layer(x)
+    (y[0] * wanted).sum().backward()
+    with torch.no_grad():
+        notes, queries = layer.summary(x[0]), layer.query(x[0])
+        scores = (queries @ notes.T / math.sqrt(NOTE)).exp()
+        found = torch.zeros(20, dtype=torch.float64)
+        opened = torch.sigmoid(layer.forgetting(x[0])) > 0
+        assert opened.all()
+        for t in range(20):
+            seen = [j for j in range(t) if _in_pool(layer, given[0][0], j, t)]
+            total = 1 + scores[t, seen].sum()
+            read = (scores[t, seen] @ notes[seen]) / total
+            first = 14 * (t // 14)  # of its two blocks of 7; before them, what is kept
+            at_first = [j for j in range(first) if _in_pool(layer, given[0][0], j, first)]
+            for j in (*at_first, *range(first, t)):
+                more = (total * read + scores[t, j] * notes[j]) / (total + scores[t, j])
+                found[j] += wanted[t] @ (layer.output_projection.weight @ (more - read))
+    assert len(given) == 1
+    torch.testing.assert_close(given[0].grad[0], found, **CLOSE)
+
+
+def _in_pool(layer: MemoryNotes, importance: torch.Tensor, j: int, t: int) -> bool:
+    better = (importance[:t] > importance[j]).sum() + (importance[:j] == importance[j]).sum()
+    return bool(importance[j] > layer.note_threshold) and int(better) < layer.pool_size
 
 
 @torch.no_grad()

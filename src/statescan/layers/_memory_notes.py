@@ -30,6 +30,22 @@ _TRAINED_BLOCK = 512
 _NEVER = -(1 << 62)
 
 
+class Reach(NamedTuple):
+    """Which notes could have been seen, in fewer and larger blocks: what importance learns from.
+
+    Fields:
+        notes: (batch, entries, note_dim), of a whole stream.
+        importance: (batch, entries).
+        candidates: (batch, blocks, candidates) int64, entries that concern a block's positions.
+        known: (batch, blocks, block, candidates) bool, those that each position could have seen.
+    """
+
+    notes: Tensor
+    importance: Tensor
+    candidates: Tensor
+    known: Tensor
+
+
 class NotePool(NamedTuple):
     """The notes of one layer, and which of them every position sees; positions come in blocks.
 
@@ -37,13 +53,13 @@ class NotePool(NamedTuple):
         notes: (batch, blocks, entries, note_dim).
         importance: (batch, blocks, entries), from 0 to 1.
         seen: (batch, blocks, block, entries) bool, which entries are in the pool of each position.
-        known: of the same shape, which could have been; None where no gradient is wanted.
+        reach: where gradients are wanted.
     """
 
     notes: Tensor
     importance: Tensor
     seen: Tensor
-    known: Tensor | None
+    reach: Reach | None = None
 
 
 class MemoryNotes(nn.Module):
@@ -57,9 +73,9 @@ class MemoryNotes(nn.Module):
       pool of (W_q x) s_j / sqrt(note_dim), beside a score of 0 for nothing at all;
     - with `reads_layers`, the same with weights of its own over the pools of earlier layers that `forward` is given.
 
-    Both thresholds are hard. In the backward pass the gates have the gradients of I and z: straight through. An importance
-    gets one from the later positions of its block of 512, whether its note was taken or not, and from those of the next
-    blocks as long as its note is kept.
+    Both thresholds are hard. In the backward pass the gates have the gradients of I and z: straight through. That of an
+    importance is what one more copy of its note would change for the later positions of its block of 512, whether it was
+    taken or not, and for those of the next blocks as long as it is kept.
 
     Arguments:
         dim: channels of input and output.
@@ -154,7 +170,7 @@ class MemoryNotes(nn.Module):
         state = state or self.initial_state(batch, dtype=x.dtype, device=x.device)
         if not length:
             notes, importance = x.new_zeros(batch, 0, 0, self.note_dim), x.new_zeros(batch, 0, 0)
-            return x, state, NotePool(notes, importance, importance[..., None].bool(), None)
+            return x, state, NotePool(notes, importance, importance[..., None].bool())
         pool, after = self._take(x, state, resets)
         return self._recall(x, pool, earlier), after, pool
 
@@ -166,7 +182,7 @@ class MemoryNotes(nn.Module):
             ready = ready & (state["position"] < (seen - seen % self.chunk)[:, None])
             ahead = _goes_before(self._priority(state["importance"], ready)) & ready[..., None]
             ready = ready & (ahead.sum(1) < self.pool_size)
-        pool = NotePool(state["notes"].to(x.dtype)[:, None], state["importance"][:, None], ready[:, None, None], None)
+        pool = NotePool(state["notes"].to(x.dtype)[:, None], state["importance"][:, None], ready[:, None, None])
         recalled = self._recall(x[:, None], pool, earlier)[:, 0]
         importance, note, admitted = self._note(x[:, None])
         entries = {
@@ -237,28 +253,30 @@ class MemoryNotes(nn.Module):
         entries = {"notes": notes, "importance": stream["importance"], "position": stream["order"] - stream["since"]}
         after = _state(entries, kept[:, -1], kept[:, -1] > 0, length - end[:, 0])
 
-        block = min(_BLOCK, length)
         limit = place - (place - own) % self.chunk
-        if trained:  # fewer and larger blocks
-            block = min(length + missing, -(-_TRAINED_BLOCK // block) * block)
-            kept = kept[:, :: block // min(_BLOCK, length)]
-        blocks = -(-length // block)
-        missing = blocks * block - length - missing
-        index = torch.arange(self.slots + 1, notes.shape[1] + missing, device=x.device).expand(batch, -1)
-        index = index.masked_fill(index >= notes.shape[1], 0).view(batch, blocks, block)
-        candidates = torch.cat([kept[:, :blocks], index], dim=2)
-        order, given_up = _pick(stream["order"], candidates), _pick(given_up, candidates)
-        limit, own = (F.pad(value, (0, missing)).view(batch, blocks, block, 1) for value in (limit, own))
-        known = order[..., None, :] < limit  # (batch, blocks, block, entries)
-        if resets is not None:
-            known &= _pick(stream["since"], candidates)[..., None, :] == own
-        else:
-            known &= (candidates > 0)[..., None, :]
-        seen = known & (given_up[..., None, :] >= limit)
-        pool = NotePool(
-            _pick(notes, candidates), _pick(stream["importance"], candidates), seen, known if trained else None
-        )
+        block = min(_BLOCK, length)
+        index = torch.arange(self.slots + 1, notes.shape[1], device=x.device).expand(batch, -1)
+        candidates = torch.cat([kept[:, :-1], index.view(batch, -1, block)], dim=2)
+        seen = _pick(given_up, candidates)[..., None, :] >= limit.view(batch, -1, block, 1)
+        seen &= _known(stream, candidates, limit, own, packed=resets is not None)
+        pool = NotePool(_pick(notes, candidates), _pick(stream["importance"], candidates), seen)
+        if trained:
+            pool = pool._replace(reach=self._reach(notes, stream, kept, limit, own, packed=resets is not None))
         return pool, after
+
+    def _reach(
+        self, notes: Tensor, stream: dict[str, Tensor], kept: Tensor, limit: Tensor, own: Tensor, *, packed: bool
+    ) -> Reach:
+        """Larger blocks, of which a position knows all entries before it, noted or not."""
+        batch, length = limit.shape
+        small = length // (kept.shape[1] - 1)
+        block = min(length, -(-_TRAINED_BLOCK // small) * small)
+        missing = -length % block
+        limit, own = (F.pad(value, (0, missing), value=_NEVER) for value in (limit, own))
+        index = torch.arange(self.slots + 1, self.slots + 1 + length, device=limit.device)
+        index = F.pad(index, (0, missing)).expand(batch, -1)  # 0: none
+        candidates = torch.cat([kept[:, :-1][:, :: block // small], index.view(batch, -1, block)], dim=2)
+        return Reach(notes, stream["importance"], candidates, _known(stream, candidates, limit, own, packed=packed))
 
     @torch.no_grad()
     def _walk(self, stream: dict[str, Tensor], own: Tensor, length: int) -> tuple[Tensor, Tensor]:
@@ -299,10 +317,11 @@ class MemoryNotes(nn.Module):
             opened = (forgetting > self.recall_threshold).to(forgetting.dtype)
             if torch.is_grad_enabled() and forgetting.requires_grad:
                 opened = opened + (forgetting - forgetting.detach())
-            read = _attend(self.query(x), [pool], "concatenate")
+            read = _attend(self.query(x), [pool])
             recalled = self.output_projection(read.to(x.dtype)) * opened[..., None].to(x.dtype)
         if self.layer_query is not None and earlier:
-            read = _attend(self.layer_query(x + recalled), earlier, self.aggregation)
+            attend = _attend if self.aggregation == "concatenate" else _attend_to_means
+            read = attend(self.layer_query(x + recalled), earlier)
             recalled = recalled + self.layer_output_projection(read.to(x.dtype))
         return recalled
 
@@ -347,49 +366,82 @@ def _goes_before(priority: Tensor, since: Tensor | None = None) -> Tensor:
     return place[..., :, None] < place[..., None, :]
 
 
-def _attend(query: Tensor, pools: Sequence[NotePool], aggregation: Aggregation) -> Tensor:
-    """Softmax attention of query (batch, length, note_dim) to pools, beside a score of 0 for nothing: the same shape."""
+def _known(stream: dict[str, Tensor], candidates: Tensor, limit: Tensor, own: Tensor, *, packed: bool) -> Tensor:
+    """Which candidates (batch, blocks, candidates) stand before each position's limit, in its own sequence."""
+    shape = (*candidates.shape[:2], -1, 1)
+    known = _pick(stream["order"], candidates)[..., None, :] < limit.view(shape)
+    if packed:
+        return known & (_pick(stream["since"], candidates)[..., None, :] == own.view(shape))
+    return known & (candidates > 0)[..., None, :]
+
+
+def _in_blocks(x: Tensor, blocks: int, block: int) -> Tensor:
+    """(batch, length, …) -> (batch, blocks, block, …), zeros at the end."""
+    missing = blocks * block - x.shape[1]
+    return F.pad(x, (0, 0) * (x.ndim - 2) + (0, missing)).unflatten(1, (blocks, block))
+
+
+def _attend(query: Tensor, pools: Sequence[NotePool]) -> Tensor:
+    """Softmax attention of query (batch, length, note_dim) to notes, beside a score of 0 for nothing: the same shape."""
     length = query.shape[1]
-    batch, blocks, block, _ = pools[0].seen.shape
-    query = F.pad(query, (0, 0, 0, blocks * block - length)).view(batch, blocks, block, -1)
-    scale = query.shape[-1] ** -0.5
-    if aggregation == "mean":
-        values = torch.stack([_mean(pool) for pool in pools], dim=-2)  # (batch, blocks, block, pools, note_dim)
-        scores = (widen(query)[..., None, :] * values).sum(-1) * scale
-        weights, top = _weigh(scores, torch.stack([pool.seen.any(-1) for pool in pools], dim=-1))
-        read = (weights[..., None] * values).sum(-2)
-    else:
-        notes = torch.cat([pool.notes for pool in pools], dim=2)
-        scores = widen(query @ notes.transpose(-1, -2)) * scale
-        seen = torch.cat([pool.seen for pool in pools], dim=-1)
-        weights, top = _weigh(scores, seen)
-        known = [pool.known for pool in pools if pool.known is not None]
-        if known:
-            importance = torch.cat([pool.importance for pool in pools], dim=-1)
-            weights = weights + _passed(scores, weights, top, seen, torch.cat(known, dim=-1), importance)
-        read = widen(weights.to(notes.dtype) @ notes)
-    return (read / ((-top).exp() + weights.sum(-1, keepdim=True))).view(batch, blocks * block, -1)[:, :length]
+    notes = torch.cat([pool.notes for pool in pools], dim=2)
+    seen = torch.cat([pool.seen for pool in pools], dim=-1)
+    scores = widen(_in_blocks(query, *seen.shape[1:3]) @ notes.transpose(-1, -2)) * query.shape[-1] ** -0.5
+    weights, total = _softmax(scores, seen)
+    read = widen(weights.to(notes.dtype) @ notes).flatten(1, 2)[:, :length]
+    for pool in pools:
+        if pool.reach is not None:
+            logarithm = total.detach().flatten(1, 2)[:, :length, 0]
+            read = _StraightThrough.apply(read, pool.reach.importance, query, logarithm, pool.reach)
+    return read
 
 
-def _weigh(scores: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-    """exp(score - top) of what is seen, and top: the largest score, at least that of nothing."""
+def _attend_to_means(query: Tensor, pools: Sequence[NotePool]) -> Tensor:
+    """The same to the mean of the notes that each position sees of each pool."""
+    means = []
+    for pool in pools:
+        gate = pool.seen.to(pool.importance.dtype)
+        if pool.reach is not None:  # a note that is seen has the importance's gradient
+            gate = gate * (1 + pool.importance - pool.importance.detach())[..., None, :]
+        means.append(widen(gate.to(pool.notes.dtype) @ pool.notes) / gate.sum(-1, keepdim=True).clamp(min=1.0))
+    values = torch.stack(means, dim=-2)  # (batch, blocks, block, pools, note_dim)
+    scores = (widen(_in_blocks(query, *values.shape[1:3]))[..., None, :] * values).sum(-1) * query.shape[-1] ** -0.5
+    weights, _ = _softmax(scores, torch.stack([pool.seen.any(-1) for pool in pools], dim=-1))
+    return (weights[..., None] * values).sum(-2).flatten(1, 2)[:, : query.shape[1]]
+
+
+def _softmax(scores: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights of what is seen beside a score of 0, and the logarithm of the sum they were divided by."""
     scores = scores.masked_fill(~seen, -math.inf)
-    top = scores.detach().amax(-1, keepdim=True).clamp(min=0.0)
-    return (scores - top).exp(), top
+    total = torch.logsumexp(F.pad(scores, (0, 1)), dim=-1, keepdim=True)
+    return (scores - total).exp(), total
 
 
-def _passed(scores: Tensor, weights: Tensor, top: Tensor, seen: Tensor, known: Tensor, importance: Tensor) -> Tensor:
-    """Zeros whose gradient to an importance is that of its note's weight; where it is not seen, what taking it changes."""
-    with torch.no_grad():
-        other = (scores - top).clamp(max=30.0).exp()
-        total = (-top).exp() + weights.sum(-1, keepdim=True)
-        slope = torch.where(seen, weights, other * total / (total + other)) * known
-    return slope * (importance - importance.detach())[..., None, :]
+class _StraightThrough(torch.autograd.Function):
+    """What was read, as it is; the gradient of an importance is that of what one more copy of its note would change.
 
+    A note of weight p adds sigmoid(log p) (note - read), whether it is among those read or not.
+    """
 
-def _mean(pool: NotePool) -> Tensor:
-    """Of the notes that each position sees: (batch, blocks, block, note_dim)."""
-    gate = pool.seen.to(pool.importance.dtype)
-    if pool.known is not None:
-        gate = gate + pool.known * (pool.importance - pool.importance.detach())[..., None, :]
-    return widen(gate.to(pool.notes.dtype) @ pool.notes) / gate.sum(-1, keepdim=True).clamp(min=1.0)
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, read: Tensor, importance: Tensor, query: Tensor, total: Tensor, reach: Reach
+    ) -> Tensor:
+        ctx.save_for_backward(read, query, total, reach.notes, reach.candidates, reach.known)
+        ctx.entries, ctx.dtype = importance.shape[1], importance.dtype
+        return read.view_as(read)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, change: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        read, query, total, notes, candidates, known = ctx.saved_tensors
+        blocks, block = known.shape[1:3]
+        noted = widen(_pick(notes, candidates))
+        # The last column takes the logarithm off the scores, and, of what changes, what is read off the note.
+        query = torch.cat([widen(query) * query.shape[-1] ** -0.5, -total[..., None]], dim=-1)
+        asked = torch.cat([change, -(change * read).sum(-1, keepdim=True)], dim=-1)
+        noted = F.pad(noted, (0, 1), value=1.0)
+        share = (_in_blocks(query, blocks, block) @ noted.transpose(-1, -2)).sigmoid_().masked_fill_(~known, 0.0)
+        gained = ((share.transpose(-1, -2) @ _in_blocks(asked, blocks, block)) * noted).sum(-1)
+        found = gained.new_zeros(len(notes), ctx.entries).scatter_add_(1, candidates.flatten(1), gained.flatten(1))
+        return change, found.to(ctx.dtype), None, None, None

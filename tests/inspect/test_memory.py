@@ -52,19 +52,19 @@ def test_the_regression_is_that_of_the_formula():
     assert inspect.ridge_fidelity((still, y), (still, y)) == 0.0  # nothing varies: nothing is said
 
 
-@pytest.mark.parametrize("name", ["mamba_tiny", "memmamba_tiny", "transformer_tiny", "zamba2_tiny", "s4_tiny"])
+@pytest.mark.parametrize("name", ["mamba_tiny", "memmamba_tiny", "transformer_tiny", "zamba2_tiny", "s4d"])
 def test_models_of_all_kinds(name):
     torch.manual_seed(0)
-    if name == "s4_tiny":
-        model = statescan.create_model("hybrid_tiny", dim=16, depth=2, vocab_size=50, layout=("s4d",), mixers={})
+    if name == "s4d":
+        model = statescan.create_model("hybrid_tiny", dim=16, depth=2, vocab_size=16, layout=("s4d",), mixers={})
     else:
-        model = statescan.create_model(name, vocab_size=50)
-    tokens = torch.randint(50, (4, 24), generator=torch.Generator().manual_seed(0))
+        model = statescan.create_model(name, vocab_size=16)
+    tokens = torch.randint(16, (6, 40), generator=torch.Generator().manual_seed(0))
     found = inspect.memory_fidelity(model, tokens, distances=(0, 1, 5), most_layers=3)
     assert len(found.layers) == 3
     assert found.layers[0] == 0
     assert found.tokens[0, 0] > 0.9  # the embedding is what is read back
-    assert found.tokens[-1, 0] > 0.5  # the residual stream carries it on
+    assert found.tokens[-1, 0] > 0.15  # the residual stream carries it on
     assert torch.isfinite(found.tokens).all()
     assert not any(module._forward_hooks for module in model.modules())
 

@@ -80,16 +80,18 @@ def passkey_batch(count: int, length: int, *, seed: int) -> tuple[Tensor, Tensor
     return drawn.tokens, drawn.targets
 
 
-def digits_loss(model: Any, step: int, *, batch: int = 16) -> Tensor:
-    """Of the answers, at lengths up to 512."""
-    tokens, targets = digits_batch(batch, (32, 128, TRAINED)[step % 3], seed=step)
+def digits_loss(model: Any, step: int, *, tokens_a_step: int = 8192) -> Tensor:
+    """Of the answers, at lengths up to 512 in turn: short texts, of which there are more at a time, teach the way."""
+    length = (16, 32, 64, 128, 256, TRAINED)[step % 6]
+    tokens, targets = digits_batch(min(64, max(1, tokens_a_step // length)), length, seed=step)
     logits, _ = model(tokens, last=ASKED, return_state=False)
     return F.cross_entropy(logits.flatten(0, 1), targets[:, -ASKED:].flatten())
 
 
-def passkey_loss(model: Any, step: int, *, batch: int = 16) -> Tensor:
+def passkey_loss(model: Any, step: int, *, tokens_a_step: int = 8192) -> Tensor:
     """Of all digits: each number stands twice in the text and is asked for; the second copies the first over a short way."""
-    tokens, targets = passkey_batch(batch, (288, 384, TRAINED)[step % 3], seed=step)
+    length = (288, 384, TRAINED)[step % 3]
+    tokens, targets = passkey_batch(max(1, tokens_a_step // length), length, seed=step)
     following = torch.cat([tokens[:, 1:], targets[:, -1:]], dim=1)
     is_digit = (following >= ord("0")) & (following <= ord("9"))
     features, _ = model.hidden(tokens, return_state=False)

@@ -16,7 +16,7 @@ def test_models_are_of_one_size_and_learn(task):
     for kind in memory_notes.MODELS:
         model = memory_notes.create(kind, task, seed=0)
         sizes.append(count_parameters(model))
-        assert float(memory_notes.TASKS[task][1](model, 0, batch=2).detach()) > 0
+        assert float(memory_notes.TASKS[task][1](model, 0, tokens_a_step=600).detach()) > 0
         scores = memory_notes.found_digits(model, task, 512, examples=1, seed=0)
         assert 0 <= scores["answers"] <= scores["digits"] <= 1
         share = memory_notes.noted(model, task, 512, examples=1, seed=0)

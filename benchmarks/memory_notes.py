@@ -2,12 +2,12 @@
 
 python -m benchmarks.memory_notes --out runs/memory_notes
 
-trains Mamba and MemMamba on texts of at most 512 tokens and asks them at up to 16 times that. ``digits``: three marked
-digits among random tokens; ``passkey``: five digits in filler text, in bytes (`statescan.data.Passkey`). Mamba is made wider
-until it has as many parameters as MemMamba. Both see the same batches, as many as their processor time allows. Beside the
-fraction of digits that are right: milliseconds a token of a whole text and of single steps, bytes of the state, how much of
-the digits stands in the notes of a block when they are asked for, and the memory fidelity of both (`statescan inspect
-memory`).
+trains Mamba and MemMamba on texts of at most 512 tokens, short ones first, and asks them at up to 16 times that.
+``digits``: three marked digits among random tokens; ``passkey``: five digits in filler text, in bytes
+(`statescan.data.Passkey`). Mamba is made wider until it has as many parameters as MemMamba. Both see the same batches, as
+many as their processor time allows. Beside the fraction of digits that are right: milliseconds a token of a whole text and
+of single steps, bytes of the state, how much of the digits stands in the notes of a block when they are asked for, and the
+memory fidelity of both (`statescan inspect memory`).
 
 On one thread, in processor time (`--minutes` for each training). Models and finished figures are kept in OUT: a killed run
 goes on there. Figures go to ``benchmarks/results/memory_notes.json`` and ``.md``, the picture to OUT/memory_notes.png and
@@ -81,8 +81,12 @@ def passkey_batch(count: int, length: int, *, seed: int) -> tuple[Tensor, Tensor
 
 
 def digits_loss(model: Any, step: int, *, tokens_a_step: int = 8192) -> Tensor:
-    """Of the answers, at lengths up to 512 in turn: short texts, of which there are more at a time, teach the way."""
-    length = (16, 32, 64, 128, 256, TRAINED)[step % 6]
+    """Of the answers, at lengths in turn: 16 at first, every 150 steps also twice the longest, up to 512.
+
+    Short texts, of which there are more at a time, teach the way.
+    """
+    lengths = [length for length in (16, 32, 64, 128, 256, TRAINED) if length <= 16 << min(step // 150, 5)]
+    length = lengths[step % len(lengths)]
     tokens, targets = digits_batch(min(64, max(1, tokens_a_step // length)), length, seed=step)
     logits, _ = model(tokens, last=ASKED, return_state=False)
     return F.cross_entropy(logits.flatten(0, 1), targets[:, -ASKED:].flatten())
@@ -212,7 +216,7 @@ def main() -> None:
     """Train, measure, print, draw, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/memory_notes"), help="folder of what is finished")
-    parser.add_argument("--task", choices=TASKS, default="passkey")
+    parser.add_argument("--task", choices=TASKS, default="digits")
     parser.add_argument("--minutes", type=float, default=8, help="processor time of each training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of first weights")
     parser.add_argument("--examples", type=int, default=50, help="texts a length")

@@ -210,15 +210,16 @@ def draw_memory_fidelity(path: str | os.PathLike[str], found: MemoryFidelity, ti
     left.set_title("tokens (ETMF)", fontsize=10)
     left.legend(frameon=False, fontsize=8)
     left.grid(alpha=0.25)
-    image = right.imshow(found.pairs.numpy(), cmap="viridis", vmin=0, vmax=1)
+    pairs = found.pairs[:-1, 1:]
+    image = right.imshow(pairs.numpy(), cmap="viridis", vmin=0, vmax=1)
     figure.colorbar(image, ax=right, label="cosine of the layer read back")
     names = [str(layer) for layer in found.layers]
-    right.set_xticks(range(len(names)), labels=names)
-    right.set_yticks(range(len(names)), labels=names)
+    right.set_xticks(range(len(names) - 1), labels=names[1:])
+    right.set_yticks(range(len(names) - 1), labels=names[:-1])
     right.set_xlabel("read from layer")
     right.set_ylabel("layer")
     right.set_title("layers (ECLMF)", fontsize=10)
-    for row, values in enumerate(found.pairs.tolist()):
+    for row, values in enumerate(pairs.tolist()):
         for column, value in enumerate(values):
             if not math.isnan(value):
                 colour = "black" if value > 0.6 else "white"

@@ -2,7 +2,7 @@
 
 python -m benchmarks.memory_notes --out runs/memory_notes
 
-trains Mamba and MemMamba on texts of at most 512 tokens, short ones first, and asks them at up to 16 times that.
+trains Mamba and MemMamba on texts of at most 512 tokens, short ones first, and asks them at up to 64 times that.
 ``digits``: three marked digits among random tokens; ``passkey``: five digits in filler text, in bytes
 (`statescan.data.Passkey`). Mamba is made wider until it has as many parameters as MemMamba. Both see the same batches, as
 many as their processor time allows. Beside the fraction of digits that are right: milliseconds a token of a whole text and
@@ -37,7 +37,7 @@ from statescan.data import IGNORED, Passkey
 
 ROOT = Path(__file__).parents[1]
 TRAINED = 512
-LENGTHS = (512, 1024, 2048, 4096, 8192)
+LENGTHS = (512, 1024, 2048, 4096, 8192, 32768)
 #: MemMamba's fields by task; Mamba has the same but its width and what concerns notes.
 FIELDS: dict[str, dict[str, Any]] = {
     "digits": dict(dim=48, depth=2, state_dim=8, vocab_size=32),
@@ -217,7 +217,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/memory_notes"), help="folder of what is finished")
     parser.add_argument("--task", choices=TASKS, default="digits")
-    parser.add_argument("--minutes", type=float, default=8, help="processor time of each training")
+    parser.add_argument("--minutes", type=float, default=5, help="processor time of each training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of first weights")
     parser.add_argument("--examples", type=int, default=50, help="texts a length")
     parser.add_argument("--longest", type=int, default=1 << 20, help="leave out longer texts")

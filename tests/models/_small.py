@@ -69,6 +69,15 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "hybrid_tiny",
         dict(dim=20, depth=2, layout=("gated_ssm",), mixers=dict(gated_ssm=dict(state_dim=14, bidirectional=True))),
     ),
+    "memmamba": (
+        "memmamba_tiny",
+        dict(dim=20, depth=3, state_dim=3, cross_layer_every=1, pool_size=3, note_threshold=0.3),
+    ),
+    "memmamba-chunks": (
+        "memmamba_tiny",
+        dict(dim=20, depth=3, state_dim=3, cross_layer_every=2, pool_size=4, chunk=3, overflow="oldest", mlp_dim=8)
+        | dict(aggregation="mean", recall_threshold=0.2, mlp_multiple_of=4),
+    ),
     "transformer": ("transformer_tiny", dict(dim=20, depth=2, mlp_dim=16, attention=dict(heads=2, rotary_dim=10))),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from statescan.cli._alignment import alignment
+from statescan.cli._memory import memory
 from statescan.cli._pictures import activation, attention, receptive_field, time_steps
 from statescan.cli._scaling import scaling
 
@@ -104,4 +105,5 @@ COMMANDS = {
     "attention": attention,
     "activation": activation,
     "time-steps": time_steps,
+    "memory": memory,
 }

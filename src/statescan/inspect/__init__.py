@@ -30,6 +30,13 @@ from statescan.inspect._features import (
 from statescan.inspect._hippo import Recollection, draw_memory, recollect
 from statescan.inspect._image_files import as_input, picture_files, read_picture, sample_pictures
 from statescan.inspect._images import ImageCost, image_cost, reads_images
+from statescan.inspect._memory import (
+    MemoryFidelity,
+    draw_memory_fidelity,
+    memory_fidelity,
+    ridge_fidelity,
+    stream_fidelity,
+)
 from statescan.inspect._pruning import PrunedCost, pruning_costs
 from statescan.inspect._receptive_field import ReceptiveField, last_grid, receptive_field
 from statescan.inspect._routes import draw_route, parse_size, route_text
@@ -72,6 +79,7 @@ __all__ = [
     "DecodeCost",
     "ImageCost",
     "Machine",
+    "MemoryFidelity",
     "ModelCost",
     "ModelSpeed",
     "PrunedCost",
@@ -100,6 +108,7 @@ __all__ = [
     "draw_attention",
     "draw_machines",
     "draw_memory",
+    "draw_memory_fidelity",
     "draw_receptive_field",
     "draw_route",
     "draw_scaling",
@@ -114,6 +123,7 @@ __all__ = [
     "mean_of_frames",
     "measure_cost",
     "measure_speed",
+    "memory_fidelity",
     "mutual_knn",
     "nearest_neighbours",
     "parse_size",
@@ -126,11 +136,13 @@ __all__ = [
     "reads_tokens",
     "receptive_field",
     "recollect",
+    "ridge_fidelity",
     "route_text",
     "sample_pictures",
     "scan_layers",
     "scan_sites",
     "spread_frames",
+    "stream_fidelity",
     "text_features",
     "training_step",
     "width_and_depth",

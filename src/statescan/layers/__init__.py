@@ -20,6 +20,7 @@ from statescan.layers._lssl import LSSL, LSSL_MEASURES, QuasiseparableSystem, tr
 from statescan.layers._mamba import Mamba
 from statescan.layers._mamba2 import Mamba2
 from statescan.layers._mamba3 import Mamba3
+from statescan.layers._memory_notes import MemoryNotes, NotePool
 from statescan.layers._mixers import MIXERS, UNDECAYED, build_mixer, check_mixer
 from statescan.layers._mixture_of_mamba import PROJECTIONS, MixtureOfMamba, ModalityGroups, ModalityLinear
 from statescan.layers._multihead_mamba import MultiHeadMamba
@@ -76,12 +77,14 @@ __all__ = [
     "Mamba",
     "Mamba2",
     "Mamba3",
+    "MemoryNotes",
     "MixtureOfExperts",
     "MixtureOfMamba",
     "ModalityGroups",
     "ModalityLinear",
     "MultiHeadEMA",
     "MultiHeadMamba",
+    "NotePool",
     "ParallelMixer",
     "QuasiseparableSystem",
     "RMSNorm",

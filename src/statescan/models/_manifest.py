@@ -307,4 +307,16 @@ MANIFEST: dict[str, Entry] = {
         "statescan.models.document_scanner",
         ("document_scanner_tiny", "document_scanner_130m", "document_scanner_1.3b"),
     ),
+    "memmamba": Entry(
+        "statescan.models.memmamba",
+        (
+            "memmamba_tiny",
+            "memmamba_small",
+            "memmamba_130m",
+            "memmamba_370m",
+            "memmamba_790m",
+            "memmamba_1.4b",
+            "memmamba_2.8b",
+        ),
+    ),
 }

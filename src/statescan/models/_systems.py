@@ -568,6 +568,17 @@ _SYSTEMS = (
             "blocks counted as computed",
         ),
     ),
+    System(
+        "memmamba",
+        "MemMamba: Rethinking Memory Patterns in State Space Model (2025)",
+        ("memmamba",),
+        (
+            "no published code: the definition token by token with lists, outputs and states",
+            "steps, pieces, resets and whole sequences agree; no token sees what comes later",
+            "without notes Mamba bit for bit; the state does not grow",
+            "memory fidelity near 1 where tokens are kept, near 0 on random streams",
+        ),
+    ),
 )
 
 

@@ -129,29 +129,29 @@ inline V weight(const void* weights, int64_t states, int t, int n, int k = 0) {
     return broadcast(static_cast<const typename Lanes<V>::Scalar*>(weights)[t * states + n]);
 }
 
-// kCount states of one block over a tile; y gains sum C h.
+// kCount states of one block over a tile; y gains sum C h. Where they are the first ones it begins as the direct path D x.
 template <typename V, int kCount, bool kConstantB, bool kConstantC>
-void scan_states(int rows, const vfloat* step, const vfloat* input, const V* A, const void* B, const void* C,
-                 int64_t states, const uint8_t* resets, V* state, vfloat* y, const Ahead& ahead, int k) {
+void scan_states(int rows, View step, View x, const vfloat* D, const V* A, const void* B, const void* C, int64_t states,
+                 const uint8_t* resets, V* state, View y, const Ahead& ahead, int k) {
     V h[kCount];
     for (int n = 0; n < kCount; ++n) h[n] = state[n];
     for (int t = 0; t < rows; ++t) {
         if (resets && resets[t])
             for (int n = 0; n < kCount; ++n) h[n] = V{};
         ahead.fetch(t, k);
-        const vfloat d = step[t], u = input[t];
-        vfloat sum = y[t];
+        const vfloat d = step.get(t), value = x.get(t), u = d * value;
+        vfloat sum = D ? *D * value : y.get(t);
 #pragma GCC unroll 16
         for (int n = 0; n < kCount; ++n) {
             h[n] = decay(d, A[n]) * h[n] + weight<V, kConstantB>(B, states, t, n) * u;
             sum += real_product(weight<V, kConstantC>(C, states, t, n), h[n]);
         }
-        y[t] = sum;
+        y.set(t, sum);
     }
     for (int n = 0; n < kCount; ++n) state[n] = h[n];
 }
 
-// The same where every window is scanned backward too, from the decays of the way forth.
+// The same on tiles, where every window is scanned backward too, from the decays of the way forth.
 template <int kCount>
 void scan_windows(int rows, int window, const vfloat* step, const vfloat* input, const vfloat* A, const void* B,
                   const void* C, int64_t states, vfloat* state, vfloat* y, const Ahead& ahead, int k) {
@@ -187,9 +187,10 @@ void scan_windows(int rows, int window, const vfloat* step, const vfloat* input,
     for (int n = 0; n < kCount; ++n) state[n] = h[n];
 }
 
-// All states from `from` on: kCount at a time, then half as many.
+// All states of a block from `from` on: kCount at a time, then half as many.
 template <typename V, int kCount>
-void scan_block(const Problem& p, const Strip& at, const Ahead& ahead, Forward<V>& local, int k, int64_t from) {
+void scan_block(const Problem& p, const Strip& at, const Ahead& ahead, Forward<V>& local, int k, View step, View x, vfloat D,
+                View y, int64_t from) {
     const int64_t own = (at.own + k) * p.states;
     int64_t n = from;
     for (; n + kCount <= p.states; n += kCount) {
@@ -197,18 +198,23 @@ void scan_block(const Problem& p, const Strip& at, const Ahead& ahead, Forward<V
         const void* C = p.C.groups ? static_cast<const void*>(local.C + n) : local.constant_C + own + n;
         auto scan = p.B.groups ? (p.C.groups ? scan_states<V, kCount, false, false> : scan_states<V, kCount, false, true>)
                                : (p.C.groups ? scan_states<V, kCount, true, false> : scan_states<V, kCount, true, true>);
-        if constexpr (sizeof(V) == sizeof(vfloat))
-            if (p.window) {
-                scan_windows<kCount>(at.rows, p.window, local.step + k * kTile, local.input + k * kTile,
-                                     local.A + own + n, B, C, p.states, local.state + own + n, local.y + k * kTile,
-                                     ahead, k);
-                continue;
-            }
-        scan(at.rows, local.step + k * kTile, local.input + k * kTile, local.A + own + n, B, C, p.states,
-             p.resets ? p.resets + at.row : nullptr, local.state + own + n, local.y + k * kTile, ahead, k);
+        scan(at.rows, step, x, n ? nullptr : &D, local.A + own + n, B, C, p.states, p.resets ? p.resets + at.row : nullptr,
+             local.state + own + n, y, ahead, k);
     }
     if constexpr (kCount > 1)
-        if (n < p.states) scan_block<V, kCount / 2>(p, at, ahead, local, k, n);
+        if (n < p.states) scan_block<V, kCount / 2>(p, at, ahead, local, k, step, x, D, y, n);
+}
+
+// All states of a block whose windows are scanned backward too.
+template <int kCount>
+void scan_block_windows(const Problem& p, const Strip& at, const Ahead& ahead, Forward<vfloat>& local, int k, int64_t from) {
+    const int64_t own = (at.own + k) * p.states;
+    int64_t n = from;
+    for (; n + kCount <= p.states; n += kCount)
+        scan_windows<kCount>(at.rows, p.window, local.step + k * kTile, local.input + k * kTile, local.A + own + n,
+                             local.B + n, local.C + n, p.states, local.state + own + n, local.y + k * kTile, ahead, k);
+    if constexpr (kCount > 1)
+        if (n < p.states) scan_block_windows<kCount / 2>(p, at, ahead, local, k, n);
 }
 
 // y begins as the direct path; it is doubled for conjugate pairs at the end.
@@ -221,21 +227,60 @@ void direct_path(const Problem& p, const Strip& at, const vfloat* x, vfloat* y) 
     }
 }
 
-template <typename V>
-void scan_strip(const Problem& p, const Strip& at, const Strip& next, Forward<V>& local, void* y) {
-    Ahead ahead;
-    for (const Rows& m : {p.x, p.delta, p.z, Rows{y, p.channels, p.x.type}}) ahead.add(m, next);
-    load_inputs<V>(p, at, local, nullptr);
-    direct_path<V>(p, at, local.x, local.y);
-    for (int k = 0; k < at.blocks; ++k) scan_block<V, in_flight<V>(kForwardStates)>(p, at, ahead, local, k, 0);
-    if (p.z.data) load_strip(p.z, at, local.x);
-    if (p.z.data || Lanes<V>::kPairs != 1)
+// The strip on tiles, where windows are scanned backward too.
+inline void scan_strip_windows(const Problem& p, const Strip& at, const Ahead& ahead, Forward<vfloat>& local, const Rows& y) {
+    load_inputs<vfloat>(p, at, local, nullptr);
+    direct_path<vfloat>(p, at, local.x, local.y);
+    for (int k = 0; k < at.blocks; ++k) scan_block_windows<kForwardStates>(p, at, ahead, local, k, 0);
+    if (p.z.data) {
+        load_strip(p.z, at, local.x);
         for (int k = 0; k < at.blocks; ++k)
-            for (int i = k * kTile; i < k * kTile + at.rows; ++i) {
-                local.y[i] *= Lanes<V>::kPairs;
-                if (p.z.data) local.y[i] *= silu(local.x[i]);
+            for (int i = k * kTile; i < k * kTile + at.rows; ++i) local.y[i] *= silu(local.x[i]);
+    }
+    store_strip(y, at, local.y);
+}
+
+// delta, with its bias and softplus if any.
+template <typename V>
+StripView load_steps(const Problem& p, const Strip& at, Forward<V>& local) {
+    const StripView delta = StripView::loaded(p.delta, at, local.step), steps(local.step);
+    if (!p.softplus && !p.delta_bias) return delta;
+    for (int k = 0; k < at.blocks; ++k) {
+        const View from = delta[k], to = steps[k];
+        const vfloat bias = p.delta_bias ? load_some(p.delta_bias + at.channel + k * kLanes, at.width - k * kLanes) : vfloat{};
+        for (int t = 0; t < at.rows; ++t) to.set(t, p.softplus ? softplus(from.get(t) + bias) : from.get(t) + bias);
+    }
+    return steps;
+}
+
+// Inputs and outputs are used where they lie as far as they can be: there is so much arithmetic between a position and
+// the next that the memory's time hides behind it. Copied to tiles and back they cost half as much again.
+template <typename V>
+void scan_strip(const Problem& p, const Strip& at, const Strip& next, Forward<V>& local, void* out) {
+    const Rows y{out, p.channels, p.x.type};
+    Ahead ahead;
+    for (const Rows& m : {p.x, p.delta, p.z, y}) ahead.add(m, next);
+    if constexpr (sizeof(V) == sizeof(vfloat))
+        if (p.window) return scan_strip_windows(p, at, ahead, local, y);
+    const StripView x = StripView::loaded(p.x, at, local.x), steps = load_steps(p, at, local), outputs(y, at, local.y);
+    const bool unfinished = p.z.data || Lanes<V>::kPairs != 1;
+    const StripView sums = unfinished ? StripView(local.y) : outputs;
+    for (int k = 0; k < at.blocks; ++k) {
+        const vfloat D = p.D ? load_some(p.D + at.channel + k * kLanes, at.width - k * kLanes) : vfloat{};
+        scan_block<V, in_flight<V>(kForwardStates)>(p, at, ahead, local, k, steps[k], x[k], D * (1.0f / Lanes<V>::kPairs),
+                                                    sums[k], 0);
+    }
+    if (unfinished) {
+        const StripView gates = p.z.data ? StripView::loaded(p.z, at, local.x) : sums;
+        for (int k = 0; k < at.blocks; ++k) {
+            const View from = sums[k], gate = gates[k], to = outputs[k];
+            for (int t = 0; t < at.rows; ++t) {
+                const vfloat sum = from.get(t) * Lanes<V>::kPairs;
+                to.set(t, p.z.data ? sum * silu(gate.get(t)) : sum);
             }
-    store_strip({y, p.channels, p.x.type}, at, local.y);
+        }
+    }
+    if (outputs.in(local.y)) store_strip(y, at, local.y);
 }
 
 // The strip of sequence s that begins at block b and position `row`.

@@ -172,6 +172,36 @@ inline void store_strip(Rows m, const Strip& at, const vfloat* in) {
     if (m.type == kFloat16) store_strip_as(const_cast<float16*>(static_cast<const float16*>(m.data)) + at.column(m), m.stride, at, in);
 }
 
+// One block's vectors at the positions of a tile.
+struct View {
+    float* first;
+    int64_t stride;
+
+    vfloat get(int t) const { return load(first + t * stride); }
+    void set(int t, vfloat v) const { store(first + t * stride, v); }
+};
+
+// A strip's vectors where they lie in memory, if whole registers of floats lie there, or else in tiles.
+struct StripView {
+    float* first;
+    int64_t stride, block;
+
+    explicit StripView(vfloat* tiles) : first(reinterpret_cast<float*>(tiles)), stride(kLanes), block(kTile * kLanes) {}
+    StripView(const Rows& m, const Strip& at, vfloat* tiles) : StripView(tiles) {
+        if (m.type != kFloat32 || at.cells || at.width % kLanes) return;
+        first = static_cast<float*>(const_cast<void*>(m.data)) + at.row * m.stride + at.channel;
+        stride = m.stride, block = kLanes;
+    }
+    // The same, with the tiles filled.
+    static StripView loaded(const Rows& m, const Strip& at, vfloat* tiles) {
+        const StripView view(m, at, tiles);
+        if (view.in(tiles)) load_strip(m, at, tiles);
+        return view;
+    }
+    bool in(const vfloat* tiles) const { return first == reinterpret_cast<const float*>(tiles); }
+    View operator[](int k) const { return {first + k * block, stride}; }
+};
+
 // `count` floats a row, packed: the rows of B or C of a tile.
 template <typename T>
 inline void load_weights_as(const T* p, int64_t stride, const Strip& at, int count, float* out) {

@@ -299,63 +299,63 @@ void unscan_blocks(const Problem& p, const Strip& at, const Ahead& ahead, Backwa
 template <typename V>
 void unscan_strip(const Problem& p, const Gradients& g, const Strip& at, const Strip& next, Backward<V>& local,
                   const typename Lanes<V>::Scalar* saved, const typename Lanes<V>::Scalar* next_saved) {
-    const auto each = [&](auto body) __attribute__((always_inline)) {
-        for (int k = 0; k < at.blocks; ++k)
-            for (int i = k * kTile; i < k * kTile + at.rows; ++i) body(i);
-    };
     Ahead ahead;
     const Rows grad_x{g.x, p.channels, p.x.type};
     const Rows grad_delta{g.delta, p.delta.walk_stride < 0 ? p.channels : p.delta.stride, p.delta.type, p.delta.walk_stride};
-    for (const Rows& m : {p.x, p.delta, p.z, g.y, grad_x, grad_delta,
-                          Rows{g.z, p.channels, p.z.type}})
-        ahead.add(m, next);
+    const Rows grad_z{g.z, p.channels, p.z.type};
+    for (const Rows& m : {p.x, p.delta, p.z, g.y, grad_x, grad_delta, grad_z}) ahead.add(m, next);
     const int64_t row_of_saved = p.channels * sizeof(typename Lanes<V>::Scalar);
     ahead.add(next_saved + next.channel, row_of_saved, p.states);
-    load_inputs<V>(p, at, local, local.slope);
-    if (g.y.data)
-        load_strip(g.y, at, local.grad);
-    else
-        each([&](int i) { local.grad[i] = vfloat{}; });
+
+    const StripView x = load_inputs(p, at, local, local.slope);
+    const StripView grad_y = g.y.data ? StripView::loaded(g.y, at, local.grad) : StripView(local.grad);
+    if (!g.y.data) std::fill(local.grad, local.grad + at.blocks * kTile, vfloat{});
+    StripView z(local.grad_step);
     if (p.z.data) {
-        direct_path<V>(p, at, local.x, local.y);
-        load_strip(p.z, at, local.grad_step);
-        each([&](int i) { local.grad[i] *= silu(local.grad_step[i]); });
+        direct_path<V>(p, at, x, local.y);
+        z = StripView::loaded(p.z, at, local.grad_step);
     }
-    each([&](int i) {
-        local.grad[i] *= Lanes<V>::kPairs;
-        local.grad_input[i] = local.grad_step[i] = vfloat{};
-    });
+    for (int k = 0; k < at.blocks; ++k)
+        for (int t = 0; t < at.rows; ++t) {
+            const int i = k * kTile + t;
+            const vfloat grad = grad_y[k].get(t) * Lanes<V>::kPairs;
+            local.grad[i] = p.z.data ? grad * silu(z[k].get(t)) : grad;
+            local.grad_input[i] = local.grad_step[i] = vfloat{};
+        }
     constexpr int kCount = in_flight<V>(kBackwardStates);
     int k = 0;
     for (; k + kPair <= at.blocks; k += kPair) unscan_blocks<V, kCount, kPair>(p, at, ahead, local, saved, k, 0);
     for (; k < at.blocks; ++k) unscan_blocks<V, kCount, 1>(p, at, ahead, local, saved, k, 0);
 
+    const StripView to_x(grad_x, at, local.input), to_delta(grad_delta, at, local.grad_step);
     for (k = 0; k < at.blocks; ++k) {
         const int64_t own = at.own + k;
         const vfloat D = p.D ? load_some(p.D + at.channel + k * kLanes, at.width - k * kLanes) : vfloat{};
         vfloat grad_D = local.grad_D[own], grad_bias = local.grad_delta_bias[own];
-        for (int i = k * kTile; i < k * kTile + at.rows; ++i) {
-            const vfloat x = local.x[i], grad = local.grad[i] * (1.0f / Lanes<V>::kPairs);
-            vfloat grad_step = local.grad_input[i] * x + local.grad_step[i] * kLn2;
+        for (int t = 0; t < at.rows; ++t) {
+            const int i = k * kTile + t;
+            const vfloat value = x[k].get(t), grad = local.grad[i] * (1.0f / Lanes<V>::kPairs);
+            vfloat grad_step = local.grad_input[i] * value + local.grad_step[i] * kLn2;
             if (p.softplus) grad_step *= local.slope[i];
-            grad_D += grad * x;
+            grad_D += grad * value;
             grad_bias += grad_step;
-            local.input[i] = grad * D + local.grad_input[i] * local.step[i];
-            local.grad_step[i] = grad_step;
+            to_x[k].set(t, grad * D + local.grad_input[i] * local.step[i]);
+            to_delta[k].set(t, grad_step);
         }
         local.grad_D[own] = grad_D;
         local.grad_delta_bias[own] = grad_bias;
     }
-    store_strip(grad_x, at, local.input);
-    store_strip(grad_delta, at, local.grad_step);
+    if (to_x.in(local.input)) store_strip(grad_x, at, local.input);
+    if (to_delta.in(local.grad_step)) store_strip(grad_delta, at, local.grad_step);
     if (p.z.data) {
-        load_strip(p.z, at, local.step);
-        if (g.y.data) load_strip(g.y, at, local.grad);
-        each([&](int i) {
-            const vfloat z = local.step[i];
-            local.grad[i] *= local.y[i] * Lanes<V>::kPairs * silu_slope(z, sigmoid(z));
-        });
-        store_strip({g.z, p.channels, p.z.type}, at, local.grad);
+        z = StripView::loaded(p.z, at, local.step);
+        const StripView again = g.y.data ? StripView::loaded(g.y, at, local.grad) : StripView(local.grad), to_z(grad_z, at, local.y);
+        for (k = 0; k < at.blocks; ++k)
+            for (int t = 0; t < at.rows; ++t) {
+                const vfloat gate = z[k].get(t), y = local.y[k * kTile + t];
+                to_z[k].set(t, again[k].get(t) * y * Lanes<V>::kPairs * silu_slope(gate, sigmoid(gate)));
+            }
+        if (to_z.in(local.y)) store_strip(grad_z, at, local.y);
     }
 }
 

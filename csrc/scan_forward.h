@@ -98,21 +98,34 @@ void leave_sequence(const Problem& p, const Blocks& blocks, const Share& share, 
                 static_cast<Scalar*>(to) + s * p.channels * p.states);
 }
 
-// Loads x and delta of a strip; leaves the step, its slope if asked for, the input step * x, and x.
+// delta, with its bias and softplus if any, and the softplus' slope where that is asked for.
 template <typename V>
-void load_inputs(const Problem& p, const Strip& at, Forward<V>& local, vfloat* slope) {
-    load_strip(p.x, at, local.x);
-    load_strip(p.delta, at, local.step);
+StripView load_steps(const Problem& p, const Strip& at, Forward<V>& local, vfloat* slope = nullptr) {
+    const StripView delta = StripView::loaded(p.delta, at, local.step), steps(local.step);
+    if (!p.softplus && !p.delta_bias) return delta;
     for (int k = 0; k < at.blocks; ++k) {
-        const int64_t channel = at.channel + k * kLanes;
-        const vfloat bias = p.delta_bias ? load_some(p.delta_bias + channel, at.width - k * kLanes) : vfloat{};
-        for (int i = k * kTile; i < k * kTile + at.rows; ++i) {
-            vfloat step = local.step[i] + bias;
-            if (p.softplus) step = slope ? softplus(step, &slope[i]) : softplus(step);
-            local.step[i] = step;
-            local.input[i] = step * local.x[i];
+        const View from = delta[k], to = steps[k];
+        const vfloat bias = p.delta_bias ? load_some(p.delta_bias + at.channel + k * kLanes, at.width - k * kLanes) : vfloat{};
+        for (int t = 0; t < at.rows; ++t) {
+            vfloat step = from.get(t) + bias;
+            if (p.softplus) step = slope ? softplus(step, &slope[k * kTile + t]) : softplus(step);
+            to.set(t, step);
         }
     }
+    return steps;
+}
+
+// Fills the tiles of steps and inputs step * x; gives x.
+template <typename V>
+StripView load_inputs(const Problem& p, const Strip& at, Forward<V>& local, vfloat* slope = nullptr) {
+    const StripView x = StripView::loaded(p.x, at, local.x), steps = load_steps(p, at, local, slope);
+    for (int k = 0; k < at.blocks; ++k)
+        for (int t = 0; t < at.rows; ++t) {
+            const vfloat step = steps[k].get(t);
+            local.step[k * kTile + t] = step;
+            local.input[k * kTile + t] = step * x[k].get(t);
+        }
+    return x;
 }
 
 template <typename V>
@@ -219,18 +232,17 @@ void scan_block_windows(const Problem& p, const Strip& at, const Ahead& ahead, F
 
 // y begins as the direct path; it is doubled for conjugate pairs at the end.
 template <typename V>
-void direct_path(const Problem& p, const Strip& at, const vfloat* x, vfloat* y) {
+void direct_path(const Problem& p, const Strip& at, const StripView& x, vfloat* y) {
     for (int k = 0; k < at.blocks; ++k) {
         const int width = at.width - k * kLanes;
         const vfloat D = p.D ? load_some(p.D + at.channel + k * kLanes, width) : vfloat{};
-        for (int i = k * kTile; i < k * kTile + at.rows; ++i) y[i] = x[i] * (D * (1.0f / Lanes<V>::kPairs));
+        for (int t = 0; t < at.rows; ++t) y[k * kTile + t] = x[k].get(t) * (D * (1.0f / Lanes<V>::kPairs));
     }
 }
 
 // The strip on tiles, where windows are scanned backward too.
 inline void scan_strip_windows(const Problem& p, const Strip& at, const Ahead& ahead, Forward<vfloat>& local, const Rows& y) {
-    load_inputs<vfloat>(p, at, local, nullptr);
-    direct_path<vfloat>(p, at, local.x, local.y);
+    direct_path<vfloat>(p, at, load_inputs(p, at, local), local.y);
     for (int k = 0; k < at.blocks; ++k) scan_block_windows<kForwardStates>(p, at, ahead, local, k, 0);
     if (p.z.data) {
         load_strip(p.z, at, local.x);
@@ -238,19 +250,6 @@ inline void scan_strip_windows(const Problem& p, const Strip& at, const Ahead& a
             for (int i = k * kTile; i < k * kTile + at.rows; ++i) local.y[i] *= silu(local.x[i]);
     }
     store_strip(y, at, local.y);
-}
-
-// delta, with its bias and softplus if any.
-template <typename V>
-StripView load_steps(const Problem& p, const Strip& at, Forward<V>& local) {
-    const StripView delta = StripView::loaded(p.delta, at, local.step), steps(local.step);
-    if (!p.softplus && !p.delta_bias) return delta;
-    for (int k = 0; k < at.blocks; ++k) {
-        const View from = delta[k], to = steps[k];
-        const vfloat bias = p.delta_bias ? load_some(p.delta_bias + at.channel + k * kLanes, at.width - k * kLanes) : vfloat{};
-        for (int t = 0; t < at.rows; ++t) to.set(t, p.softplus ? softplus(from.get(t) + bias) : from.get(t) + bias);
-    }
-    return steps;
 }
 
 // Inputs and outputs are used where they lie as far as they can be: there is so much arithmetic between a position and

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from statescan import models
 from statescan.inspect._flops import counter
+from statescan.layers._recompute import observed
 
 
 @dataclass(frozen=True)
@@ -93,15 +94,14 @@ def measure_cost(name: str, *, length: int = 2048, batch: int = 1, **overrides: 
     weights = {id(p) for p in model.parameters()} | {p.untyped_storage()._cdata for p in model.parameters()}
     kept: dict[int, int] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
+    def keep(tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
             kept[storage._cdata] = storage.nbytes()
             alive.append(tensor)  # a storage's address is its own only while it lives
-        return tensor
 
     alive: list[Tensor] = []
-    with counter() as count, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with counter() as count, observed(keep):
         _, state = model(tokens)
     flops = count.get_total_flops()
     return ModelCost(

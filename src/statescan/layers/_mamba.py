@@ -15,6 +15,7 @@ from statescan.layers._convolution import CausalConv1d
 from statescan.layers._initialisation import delta_bias
 from statescan.layers._norms import RMSNorm
 from statescan.layers._precision import widen, widened
+from statescan.layers._recompute import recomputed
 from statescan.layers._state import State
 from statescan.layers._tree import forward_tree, pick, replay, slide
 
@@ -111,39 +112,43 @@ class Mamba(nn.Module):
         (batch, length) say where the tokens of a longer sequence stood: the state ages over gaps (`ops.aligned_scan`);
         then one whole sequence a row is read, and the state after it is empty.
         """
-        hidden, gate = self.input_projection(x).chunk(2, dim=-1)
-        hidden, conv = self.convolution(hidden, state["conv"] if state else None, resets=resets, offsets=offsets)
-        delta, B, C = self._select(hidden)
-        delta, stepping = self._stepping(delta)
-        if positions is not None:
-            if state or resets is not None or offsets is not None:
-                raise ValueError("positions: for one whole sequence a row, without state, resets and offsets")
-            y = ops.aligned_scan(
-                hidden,
-                delta,
-                self._A(),
-                B,
-                C,
-                widen(self.D),
-                gate,
-                positions=positions,
-                **stepping,
-            )
-            return self.output_projection(y), State()
-        y, ssm = ops.selective_scan(
-            hidden,
-            delta,
-            self._A(),
-            B,
-            C,
-            widen(self.D),
-            gate,
-            **stepping,
-            initial_state=state["ssm"] if state else None,
-            resets=resets,
-            offsets=offsets,
-            return_last_state=True,
-        )
+        inputs, gate = self.input_projection(x).chunk(2, dim=-1)
+        marks: dict[str, Any] = dict(state=state["conv"] if state else None, resets=resets, offsets=offsets)
+        hidden, conv = self.convolution(inputs, **marks)
+        with recomputed(hidden, lambda: self.convolution.forward(inputs.detach(), **marks)[0]):
+            reduced, B, C = self._selected(hidden)
+            delta = self._delta(reduced)
+            with recomputed(delta, lambda: self._delta(reduced.detach())):
+                steps, stepping = self._stepping(delta)
+                if positions is not None:
+                    if state or resets is not None or offsets is not None:
+                        raise ValueError("positions: for one whole sequence a row, without state, resets and offsets")
+                    y = ops.aligned_scan(
+                        hidden,
+                        steps,
+                        self._A(),
+                        B,
+                        C,
+                        widen(self.D),
+                        gate,
+                        positions=positions,
+                        **stepping,
+                    )
+                    return self.output_projection(y), State()
+                y, ssm = ops.selective_scan(
+                    hidden,
+                    steps,
+                    self._A(),
+                    B,
+                    C,
+                    widen(self.D),
+                    gate,
+                    **stepping,
+                    initial_state=state["ssm"] if state else None,
+                    resets=resets,
+                    offsets=offsets,
+                    return_last_state=True,
+                )
         return self.output_projection(y), State({"conv": conv, "ssm": ssm})
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
@@ -247,13 +252,21 @@ class Mamba(nn.Module):
 
     def _select(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Step sizes before bias and softplus (..., inner); B, C (..., state_dim), or constants (inner, state_dim)."""
+        reduced, B, C = self._selected(hidden)
+        return self._delta(reduced), B, C
+
+    def _selected(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What `_delta` reads, and B and C."""
         if not self.selective:
-            return torch.zeros_like(hidden), self.B, self.C
+            return hidden, self.B, self.C
         selected = self.selection_projection(hidden)
         delta, B, C = selected.split([self.dt_rank, self.state_dim, self.state_dim], dim=-1)
         if self.inner_norms is not None:
             delta, B, C = (norm(t) for norm, t in zip(self.inner_norms, (delta, B, C), strict=True))
-        return self.delta_projection(delta), B, C
+        return delta, B, C
+
+    def _delta(self, reduced: Tensor) -> Tensor:
+        return self.delta_projection(reduced) if self.selective else torch.zeros_like(reduced)
 
 
 class _Stepping:

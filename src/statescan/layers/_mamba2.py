@@ -14,6 +14,7 @@ from statescan.layers._convolution import CausalConv1d
 from statescan.layers._initialisation import delta_bias
 from statescan.layers._norms import GatedRMSNorm
 from statescan.layers._precision import widen, widened
+from statescan.layers._recompute import recomputed
 from statescan.layers._state import State
 from statescan.layers._tree import pick, slide
 
@@ -139,14 +140,29 @@ class Mamba2(nn.Module):
             state = self.initial_state(sequences, dtype=x.dtype, device=x.device)
         if self.learned_state is not None and resets is not None:
             raise ValueError("resets: a learned initial state cannot be reset to within a sequence; pass offsets")
-        mlp_gate, mlp, gate, scanned, delta = self._project(x)
-        scanned, conv = self.convolution(scanned, state["conv"] if state else None, resets=resets, offsets=offsets)
+        mlp_gate, mlp, gate, inputs, delta = self._project(x)
+        marks: dict[str, Any] = dict(state=state["conv"] if state else None, resets=resets, offsets=offsets)
+        scanned, conv = self.convolution(inputs, **marks)
         hidden, B, C = self._split(scanned)
         delta, stepping = self._stepping(delta)
-        if positions is not None:
-            if state or resets is not None or offsets is not None:
-                raise ValueError("positions: for one whole sequence a row, without state, resets and offsets")
-            y = ops.aligned_ssd(
+        with recomputed(scanned, lambda: self.convolution.forward(inputs.detach(), **marks)[0]):
+            if positions is not None:
+                if state or resets is not None or offsets is not None:
+                    raise ValueError("positions: for one whole sequence a row, without state, resets and offsets")
+                y = ops.aligned_ssd(
+                    hidden,
+                    delta,
+                    -torch.exp(widen(self.A_log)),
+                    B,
+                    C,
+                    self._D(),
+                    self._heads(gate) if self.norm is None else None,
+                    positions=positions,
+                    **stepping,
+                    chunk_size=self.chunk_size,
+                )
+                return self._finish(y, gate, mlp_gate, mlp), State()
+            y, ssm = ops.ssd(
                 hidden,
                 delta,
                 -torch.exp(widen(self.A_log)),
@@ -154,26 +170,13 @@ class Mamba2(nn.Module):
                 C,
                 self._D(),
                 self._heads(gate) if self.norm is None else None,
-                positions=positions,
                 **stepping,
                 chunk_size=self.chunk_size,
+                initial_state=state["ssm"] if state else None,
+                resets=resets,
+                offsets=offsets,
+                return_last_state=True,
             )
-            return self._finish(y, gate, mlp_gate, mlp), State()
-        y, ssm = ops.ssd(
-            hidden,
-            delta,
-            -torch.exp(widen(self.A_log)),
-            B,
-            C,
-            self._D(),
-            self._heads(gate) if self.norm is None else None,
-            **stepping,
-            chunk_size=self.chunk_size,
-            initial_state=state["ssm"] if state else None,
-            resets=resets,
-            offsets=offsets,
-            return_last_state=True,
-        )
         return self._finish(y, gate, mlp_gate, mlp), State({"conv": conv, "ssm": ssm})
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
@@ -300,8 +303,11 @@ class Mamba2(nn.Module):
 
     def _finish(self, y: Tensor, gate: Tensor, mlp_gate: Tensor, mlp: Tensor) -> Tensor:
         y = y.flatten(-2)
-        if self.norm is not None:
-            y = self.norm(y, gate)
+        norm = self.norm
+        normed = y if norm is None else norm(y, gate)
         if self.widths[0]:
-            y = torch.cat([nn.functional.silu(mlp_gate) * mlp, y], dim=-1)
-        return self.output_projection(y)
+            return self.output_projection(torch.cat([nn.functional.silu(mlp_gate) * mlp, normed], dim=-1))
+        if norm is None:
+            return self.output_projection(y)
+        with recomputed(normed, lambda: norm.forward(y.detach(), gate.detach())):
+            return self.output_projection(normed)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from statescan.layers._recompute import recomputed
 from statescan.layers._state import State
 from statescan.layers._tree import check_path, forward_tree, replay
 
@@ -87,14 +88,16 @@ class ResidualBlock(nn.Module):
         """
         if self.mixer is None:
             return self._channels(residual), State()
-        mixed, state = self.mixer(
-            self._normed(self.norm, residual),
-            state or None,
-            resets=resets,
-            offsets=offsets,
-            **with_prefix(self.mixer, prefix),
-            **without_state(self.mixer, return_state),
-        )
+        normed = self._normed(self.norm, residual)
+        with recomputed(normed, lambda: self._normed(self.norm, residual.detach())):
+            mixed, state = self.mixer(
+                normed,
+                state or None,
+                resets=resets,
+                offsets=offsets,
+                **with_prefix(self.mixer, prefix),
+                **without_state(self.mixer, return_state),
+            )
         return self._channels(residual + self._scaled(mixed)), state
 
     def step(self, residual: Tensor, state: State) -> tuple[Tensor, State]:

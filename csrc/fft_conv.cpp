@@ -16,13 +16,34 @@
 #include "math.h"
 
 #include <initializer_list>
+#include <type_traits>
 
 namespace STATESCAN_LEVEL {
 namespace {
 
 constexpr int64_t kPoint = 2 * kLanes;  // floats in a point: real parts, then imaginary parts
-constexpr int64_t kStrip = kLanes;      // positions next to each other that a signal is read by
-constexpr int64_t kMostRadix = 64;
+constexpr int64_t kManyFloats = int64_t(8) << 20;  // that no cache keeps until someone reads them
+constexpr int64_t kAhead = 64;          // positions that memory is asked for ahead of their use
+
+// Stores that leave nothing in the caches, for results that do not fit them: else a line is read before it is written.
+template <typename T>
+inline void stream(T* p, vfloat v) {
+    store_from_float(p, v);
+}
+template <typename T>
+inline bool streams(const T*, int64_t, int64_t) {
+    return false;
+}
+#if defined(__AVX512F__)  // where a register is a line
+template <>
+inline void stream(float* p, vfloat v) {
+    _mm512_stream_ps(p, (__m512)v);
+}
+template <>
+inline bool streams(const float* y, int64_t rows, int64_t channels) {
+    return channels % kLanes == 0 && reinterpret_cast<uintptr_t>(y) % 64 == 0 && rows * channels >= kManyFloats;
+}
+#endif
 
 struct Point {
     vfloat re, im;
@@ -125,47 +146,83 @@ struct Few<8, Back> {
 
 // Columns of a level: loose, in rows of positions, before a pass there and after one back; tight, in rows of frequencies,
 // after and before. `inner` are the roots between the two steps of a pass, `outer` those that the frequencies of a column
-// are turned by, pairs of floats in the order of their use.
+// are turned by, pairs of floats in the order of their use. Points are either complex, or real and to be turned by the
+// root in `tilt` for their row: of what comes back, the real part is left.
 struct Columns {
     float *loose, *tight;
-    int64_t loose_row, tight_row, count;
-    const float *inner, *outer;
+    int64_t loose_row, loose_column, tight_row, count;
+    const float *inner, *outer, *tilt;
 };
 
-// There: transforms of A points each B rows apart, then of B points. Back: the same the other way round.
-template <int A, int B, bool Back>
+template <bool Real, int Count>
+inline __attribute__((always_inline)) void read_loose(Point* v, const float* from, int64_t step, const float* tilt, int64_t tilt_step) {
+    for (int i = 0; i < Count; ++i) {
+        if (Real) {
+            const vfloat value = load(from + i * step);
+            v[i] = {value * tilt[i * tilt_step], value * tilt[i * tilt_step + 1]};
+        } else {
+            v[i] = read(from + i * step);
+        }
+    }
+}
+
+template <bool Real, int Count>
+inline __attribute__((always_inline)) void write_loose(const Point* v, float* to, int64_t step, const float* tilt,
+                                                       int64_t tilt_step) {
+    for (int i = 0; i < Count; ++i) {
+        if (Real) store(to + i * step, v[i].re * tilt[i * tilt_step] + v[i].im * tilt[i * tilt_step + 1]);
+        else write(to + i * step, v[i]);
+    }
+}
+
+// There: transforms of A points each B rows apart, then of B points. Back: the same the other way round. The next columns
+// are asked for meanwhile: so many rows at once are beyond what the processor foresees.
+template <int A, int B, bool Back, bool Real>
 void pass(const Columns& columns) {
     alignas(64) float scratch[A * B * kPoint];
     const int64_t loose_row = columns.loose_row, tight_row = columns.tight_row;
     for (int64_t j = 0; j < columns.count; ++j) {
-        float *loose = columns.loose + j * kPoint, *tight = columns.tight + j * kPoint;
+        float *loose = columns.loose + j * columns.loose_column, *tight = columns.tight + j * kPoint;
         const auto positions = [&] {
             for (int64_t b = 0; b < B; ++b) {
-                float *from = scratch + b * kPoint, *to = loose + b * loose_row;
-                const float* roots = columns.inner + 2 * A * b;
+                float *inside = scratch + b * kPoint, *row = loose + b * loose_row;
+                const float *roots = columns.inner + 2 * A * b, *tilt = columns.tilt + 2 * b;
                 Point v[A];
                 for (int a = 0; a < A; ++a)
-                    v[a] = Back ? turn<Back>(read(from + a * B * kPoint), roots + 2 * a) : read(to + a * B * loose_row);
+                    __builtin_prefetch(row + a * B * loose_row + 2 * columns.loose_column, Back, 3);
+                if (Back)
+                    for (int a = 0; a < A; ++a) v[a] = turn<true>(read(inside + a * B * kPoint), roots + 2 * a);
+                else
+                    read_loose<Real, A>(v, row, B * loose_row, tilt, 2 * B);
                 Few<A, Back>::run(v);
-                for (int a = 0; a < A; ++a) {
-                    if (Back) write(to + a * B * loose_row, v[a]);
-                    else write(from + a * B * kPoint, turn<Back>(v[a], roots + 2 * a));
-                }
+                if (Back)
+                    write_loose<Real, A>(v, row, B * loose_row, tilt, 2 * B);
+                else
+                    for (int a = 0; a < A; ++a) write(inside + a * B * kPoint, turn<false>(v[a], roots + 2 * a));
             }
         };
         const auto frequencies = [&] {
             for (int64_t a = 0; a < A; ++a) {
-                float *from = A == 1 ? loose : scratch + a * B * kPoint, *to = tight + a * tight_row;
-                const int64_t step = A == 1 ? loose_row : kPoint;
+                float *inside = scratch + a * B * kPoint, *row = tight + a * tight_row;
                 const float* roots = columns.outer + 2 * ((j * A + a) * B);
                 Point v[B];
-                for (int b = 0; b < B; ++b)
-                    v[b] = Back ? turn<Back>(read(to + b * A * tight_row), roots + 2 * b) : read(from + b * step);
-                Few<B, Back>::run(v);
                 for (int b = 0; b < B; ++b) {
-                    if (Back) write(from + b * step, v[b]);
-                    else write(to + b * A * tight_row, turn<Back>(v[b], roots + 2 * b));
+                    __builtin_prefetch(row + b * A * tight_row + kPoint, !Back, 3);
+                    __builtin_prefetch(row + b * A * tight_row + kPoint + kLanes, !Back, 3);
                 }
+                if (Back)
+                    for (int b = 0; b < B; ++b) v[b] = turn<true>(read(row + b * A * tight_row), roots + 2 * b);
+                else if (A > 1)
+                    for (int b = 0; b < B; ++b) v[b] = read(inside + b * kPoint);
+                else
+                    read_loose<Real, B>(v, loose, loose_row, columns.tilt, 2);
+                Few<B, Back>::run(v);
+                if (!Back)
+                    for (int b = 0; b < B; ++b) write(row + b * A * tight_row, turn<false>(v[b], roots + 2 * b));
+                else if (A > 1)
+                    for (int b = 0; b < B; ++b) write(inside + b * kPoint, v[b]);
+                else
+                    write_loose<Real, B>(v, loose, loose_row, columns.tilt, 2);
             }
         };
         if (A > 1 && !Back) positions();
@@ -174,20 +231,19 @@ void pass(const Columns& columns) {
     }
 }
 
-template <bool Back>
+template <bool Back, bool Real>
 void pass(int64_t radix, const Columns& columns) {
     switch (radix) {
-        case 2: return pass<1, 2, Back>(columns);
-        case 3: return pass<1, 3, Back>(columns);
-        case 4: return pass<1, 4, Back>(columns);
-        case 6: return pass<1, 6, Back>(columns);
-        case 8: return pass<1, 8, Back>(columns);
-        case 12: return pass<3, 4, Back>(columns);
-        case 16: return pass<4, 4, Back>(columns);
-        case 24: return pass<3, 8, Back>(columns);
-        case 32: return pass<4, 8, Back>(columns);
-        case 48: return pass<6, 8, Back>(columns);
-        case 64: return pass<8, 8, Back>(columns);
+        case 2: return pass<1, 2, Back, Real>(columns);
+        case 4: return pass<1, 4, Back, Real>(columns);
+        case 6: return pass<1, 6, Back, Real>(columns);
+        case 8: return pass<1, 8, Back, Real>(columns);
+        case 12: return pass<3, 4, Back, Real>(columns);
+        case 16: return pass<4, 4, Back, Real>(columns);
+        case 24: return pass<3, 8, Back, Real>(columns);
+        case 32: return pass<4, 8, Back, Real>(columns);
+        case 48: return pass<6, 8, Back, Real>(columns);
+        case 64: return pass<8, 8, Back, Real>(columns);
     }
 }
 
@@ -274,7 +330,7 @@ struct Plan {
     static constexpr int kMostLevels = 8;
     Level levels[kMostLevels];
     int64_t count, leaf, points, size;  // levels, points of a leaf, points, floats with the gaps
-    const float *leaf_roots, *tilt;
+    const float *leaf_roots, *tilt, *tilt_back;
 
     // Rows lie an odd number of points apart: at a power of two, all of a column would share a few sets of the caches.
     Plan(const int64_t* radices, int64_t radix_count, const float* tables) : count(radix_count - 1), leaf(radices[count]) {
@@ -295,6 +351,7 @@ struct Plan {
         }
         leaf_roots = tables;
         tilt = tables + 2 * leaf;
+        tilt_back = tilt + 2 * radices[0];
     }
     // Where a column of a level lies in a row.
     int64_t place(int64_t level, int64_t column) const {
@@ -305,44 +362,22 @@ struct Plan {
         }
         return at + column * kPoint;
     }
-    int64_t strip() const { return levels[0].radix * kStrip * kPoint; }
-    int64_t workspace(int64_t kept) const { return kept * size + strip(); }
+    // Floats from row to row, and in all, of positions in the order of time, each of so many floats. Here, too, an odd
+    // number of lines of the cache lies between rows.
+    int64_t time_row(int64_t floats) const { return levels[0].columns * floats + kLanes; }
+    int64_t time_size(int64_t floats) const { return levels[0].radix * time_row(floats); }
+    int64_t workspace(int64_t kept, bool both) const { return kept * size + time_size(both ? kPoint : kLanes); }
 };
 
-// What takes the points of one row of a strip.
-struct Put {
-    float* row;
-    const float* tilt;
-    void operator()(int64_t c, Point v) const { write(row + c * kPoint, turn<false>(v, tilt)); }
-    void operator()(int64_t c, vfloat v) const { write(row + c * kPoint, Point{v * tilt[0], v * tilt[1]}); }
-};
-
-// The first pass there. `fetch(position, put)` is asked for a strip of neighbours and puts them one by one.
-template <typename Fetch>
-inline void transform(const Plan& plan, float* work, float* strip, Fetch fetch) {
+// The first pass there or the last back, between positions in the order of time and an array.
+template <bool Back, bool Real>
+inline void outer_pass(const Plan& plan, float* time, float* work) {
     const Level& top = plan.levels[0];
-    for (int64_t j = 0; j < top.columns; j += kStrip) {
-        for (int64_t i = 0; i < top.radix; ++i)
-            fetch(j + top.columns * i, Put{strip + i * kStrip * kPoint, plan.tilt + 2 * i});
-        pass<false>(top.radix, {strip, work + plan.place(0, j), kStrip * kPoint, top.row, kStrip, top.inner,
-                                top.outer + 2 * j * top.radix});
-    }
-}
-
-// The last pass back. `give(position, get)` takes neighbours.
-template <typename Give>
-inline void transform_back(const Plan& plan, float* work, float* strip, Give give) {
-    const Level& top = plan.levels[0];
-    const float scale = 1.0f / float(plan.points);
-    for (int64_t j = 0; j < top.columns; j += kStrip) {
-        pass<true>(top.radix, {strip, work + plan.place(0, j), kStrip * kPoint, top.row, kStrip, top.inner,
-                               top.outer + 2 * j * top.radix});
-        for (int64_t i = 0; i < top.radix; ++i) {
-            const float tilt[2] = {plan.tilt[2 * i] * scale, plan.tilt[2 * i + 1] * scale};
-            const float* row = strip + i * kStrip * kPoint;
-            give(j + top.columns * i, [&](int64_t c) { return turn<true>(read(row + c * kPoint), tilt); });
-        }
-    }
+    constexpr int64_t floats = Real ? kLanes : kPoint;
+    for (int64_t j = 0; j < top.columns; j += plan.leaf)
+        pass<Back, Real>(top.radix, {time + j * floats, work + plan.place(0, j), plan.time_row(floats), floats, top.row,
+                                     plan.leaf, top.inner, top.outer + 2 * j * top.radix,
+                                     Back ? plan.tilt_back : plan.tilt});
 }
 
 template <bool Back>
@@ -350,7 +385,8 @@ void inner_pass(const Plan& plan, int64_t level, float* x) {
     const Level& here = plan.levels[level];
     for (int64_t j = 0; j < here.columns; j += plan.leaf) {
         float* at = x + plan.place(level, j);
-        pass<Back>(here.radix, {at, at, here.row, here.row, plan.leaf, here.inner, here.outer + 2 * j * here.radix});
+        pass<Back, false>(here.radix, {at, at, here.row, kPoint, here.row, plan.leaf, here.inner,
+                                       here.outer + 2 * j * here.radix, nullptr});
     }
 }
 
@@ -384,10 +420,20 @@ struct Signal {
         const vfloat v = load_some(x + t * channels, count);
         return gate ? v * load_some(gate + t * channels, count) : v;
     }
-    void transform(const Plan& plan, float* work, float* strip) const {
-        STATESCAN_LEVEL::transform(plan, work, strip, [&](int64_t t, Put put) {
-            for (int64_t c = 0; c < kStrip; ++c) put(c, t + c < length ? at(t + c) : vfloat{});
-        });
+    void transform(const Plan& plan, float* work, float* time) const {
+        const int64_t columns = plan.levels[0].columns;
+        for (int64_t i = 0; i < plan.levels[0].radix; ++i) {
+            float* row = time + i * plan.time_row(kLanes);
+            const int64_t begin = i * columns, known = std::max<int64_t>(0, std::min(columns, length - begin));
+            for (int64_t c = 0; c < known; ++c) {
+                const int64_t soon = std::min(begin + c + kAhead, length - 1) * channels;
+                __builtin_prefetch(x + soon, 0, 2);
+                if (gate) __builtin_prefetch(gate + soon, 0, 2);
+                store(row + c * kLanes, at(begin + c));
+            }
+            std::fill(row + known * kLanes, row + columns * kLanes, 0.0f);
+        }
+        outer_pass<false, true>(plan, time, work);
     }
 };
 
@@ -410,14 +456,15 @@ struct Square {
         }
     }
     // Taps from `first` on; those from `taps` on are zero.
-    Square(const float* rows, int64_t taps, int64_t first, int count) {
-        const int width = int(std::max<int64_t>(0, std::min<int64_t>(kLanes, taps - first)));
-        for (int c = 0; c < kLanes; ++c)
-            values[c] = c < count && width ? load_some(rows + c * taps + first, width) : vfloat{};
+    void read(const float* rows, int64_t taps, int64_t first, int count) {
+        if (count == kLanes && first + kLanes <= taps) {
+            for (int c = 0; c < kLanes; ++c) values[c] = load(rows + c * taps + first);
+        } else {
+            const int width = int(std::max<int64_t>(0, std::min<int64_t>(kLanes, taps - first)));
+            for (int c = 0; c < kLanes; ++c)
+                values[c] = c < count && width ? load_some(rows + c * taps + first, width) : vfloat{};
+        }
         transpose();
-    }
-    explicit Square(const vfloat (&given)[kLanes]) {
-        for (int i = 0; i < kLanes; ++i) values[i] = given[i];
     }
     void write(float* rows, int64_t taps, int64_t first, int count) {
         const int width = int(std::min<int64_t>(kLanes, taps - first));
@@ -426,23 +473,66 @@ struct Square {
     }
 };
 
-// Both halves of a kernel: taps on the past, and taps on the future from one position ahead.
+// Both halves of a kernel: taps on the past, `direct` more on the present, and taps on the future from one position ahead.
 struct Taps {
     const float *past, *future;
     int64_t taps, ahead;
     int count;
-    void transform(const Plan& plan, float* work, float* strip) const {
-        STATESCAN_LEVEL::transform(plan, work, strip, [&](int64_t t, Put put) {
-            const Square square(past, taps, t, count);
+    vfloat direct;
+    void transform(const Plan& plan, float* work, float* time) const {
+        const int64_t columns = plan.levels[0].columns;
+        for (int64_t t = 0; t < plan.points; t += kLanes) {
+            const int64_t i = t / columns, c = t % columns;
+            Square square, reversed;
+            square.read(past, taps, t, count);
+            if (t == 0) square.values[0] += direct;
             if (!ahead) {
-                for (int i = 0; i < kLanes; ++i) put(i, square.values[i]);
-                return;
+                float* to = time + i * plan.time_row(kLanes) + c * kLanes;
+                for (int k = 0; k < kLanes; ++k) store(to + k * kLanes, square.values[k]);
+                continue;
             }
-            const Square reversed(future, ahead, plan.points - kLanes - t, count);  // position t has tap N - 1 - t
-            for (int i = 0; i < kLanes; ++i) put(i, Point{square.values[i], reversed.values[kLanes - 1 - i]});
-        });
+            float* to = time + i * plan.time_row(kPoint) + c * kPoint;
+            reversed.read(future, ahead, plan.points - kLanes - t, count);  // position t has tap N - 1 - t of the future
+            for (int k = 0; k < kLanes; ++k)
+                STATESCAN_LEVEL::write(to + k * kPoint, turn<false>({square.values[k], reversed.values[kLanes - 1 - k]}, plan.tilt + 2 * i));
+        }
+        if (ahead) outer_pass<false, false>(plan, time, work);
+        else outer_pass<false, true>(plan, time, work);
+    }
+    // The gradients of the taps, from what comes back from an array.
+    void gradients(const Plan& plan, float* work, float* time, float* grad_past, float* grad_future, float* grad_direct) const {
+        if (ahead) outer_pass<true, false>(plan, time, work);
+        else outer_pass<true, true>(plan, time, work);
+        const int64_t columns = plan.levels[0].columns;
+        for (int64_t t = 0; t < plan.points; t += kLanes) {
+            const int64_t i = t / columns, c = t % columns, tap = plan.points - kLanes - t;
+            Square square, reversed;
+            for (int k = 0; k < kLanes; ++k) {
+                if (ahead) {
+                    const Point lag = turn<true>(STATESCAN_LEVEL::read(time + i * plan.time_row(kPoint) + (c + k) * kPoint), plan.tilt_back + 2 * i);
+                    square.values[k] = lag.re;
+                    reversed.values[kLanes - 1 - k] = lag.im;
+                } else {
+                    square.values[k] = load(time + i * plan.time_row(kLanes) + (c + k) * kLanes);
+                }
+            }
+            if (t == 0 && grad_direct) store_some(grad_direct, square.values[0], count);
+            if (t < taps) square.write(grad_past, taps, t, count);
+            if (tap < ahead) reversed.write(grad_future, ahead, tap, count);
+        }
     }
 };
+
+// The real part of what comes back from an array: `give(position, value)`.
+template <typename Give>
+inline void transform_back(const Plan& plan, float* work, float* time, int64_t length, const Give& give) {
+    outer_pass<true, true>(plan, time, work);
+    const int64_t columns = plan.levels[0].columns;
+    for (int64_t begin = 0; begin < length; begin += columns, time += plan.time_row(kLanes)) {
+        const int64_t known = std::min(columns, length - begin);
+        for (int64_t c = 0; c < known; ++c) give(begin + c, load(time + c * kLanes));
+    }
+}
 
 inline float* of_thread(float* workspace, int64_t floats) {
 #ifdef _OPENMP
@@ -457,29 +547,28 @@ void forward(const T* x, const T* gate, const float* kernel, const float* future
              const Plan& plan, float* workspace, int64_t batch, int64_t length, int64_t channels, int64_t taps,
              int64_t ahead, int threads) {
     const int64_t blocks = (channels + kLanes - 1) / kLanes;
+    const bool past_caches = streams(y, batch * length, channels);
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
     for (int64_t block = 0; block < blocks; ++block) {
-        float *spectrum = of_thread(workspace, plan.workspace(2)), *work = spectrum + plan.size, *strip = work + plan.size;
+        float *spectrum = of_thread(workspace, plan.workspace(2, ahead)), *work = spectrum + plan.size, *time = work + plan.size;
         const int64_t first = block * kLanes;
         const int count = int(std::min<int64_t>(kLanes, channels - first));
-        const vfloat direct = D ? load_some(D + first, count) : vfloat{};
-        Taps{kernel + first * taps, future + first * ahead, taps, ahead, count}.transform(plan, spectrum, strip);
+        const Taps weights{kernel + first * taps, future + first * ahead, taps, ahead, count, D ? load_some(D + first, count) : vfloat{}};
+        weights.transform(plan, spectrum, time);
         for (int64_t b = 0; b < batch; ++b) {
             const int64_t start = b * length * channels + first;
             const Signal<T> signal{x + start, gate ? gate + start : nullptr, length, channels, count};
-            signal.transform(plan, work, strip);
+            signal.transform(plan, work, time);
             const auto leaf = [&](int64_t at) {
                 if (b == 0) leaf_there<Q>(spectrum + at, plan.leaf_roots);
                 leaf_convolve<Q>(work + at, spectrum + at, plan.leaf_roots);
             };
             if (b == 0) rows(plan, {spectrum, work}, {work}, leaf);
             else rows(plan, {work}, {work}, leaf);
-            transform_back(plan, work, strip, [&](int64_t t, auto get) {
-                for (int64_t c = 0; c < kStrip && t + c < length; ++c) {
-                    vfloat v = get(c).re;
-                    if (D) v += direct * signal.at(t + c);
-                    store_some(y + start + (t + c) * channels, v, count);
-                }
+            transform_back(plan, work, time, length, [&](int64_t t, vfloat v) {
+                T* to = y + start + t * channels;
+                if (past_caches) stream(to, v);
+                else store_some(to, v, count);
             });
         }
     }
@@ -491,20 +580,21 @@ void backward(const T* grad, const T* x, const T* gate, const float* kernel, con
               float* workspace, int64_t batch, int64_t length, int64_t channels, int64_t taps, int64_t ahead,
               int threads) {
     const int64_t blocks = (channels + kLanes - 1) / kLanes, kept = batch > 1 ? 4 : 3;
+    const bool past_caches = streams(grad_x, batch * length, channels);
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
     for (int64_t block = 0; block < blocks; ++block) {
-        float *spectrum = of_thread(workspace, plan.workspace(kept)), *given = spectrum + plan.size;
-        float *work = given + plan.size, *strip = work + (kept - 2) * plan.size;
+        float *spectrum = of_thread(workspace, plan.workspace(kept, ahead)), *given = spectrum + plan.size;
+        float *work = given + plan.size, *time = work + (kept - 2) * plan.size;
         float* lags = batch > 1 ? work + plan.size : work;
         const int64_t first = block * kLanes;
         const int count = int(std::min<int64_t>(kLanes, channels - first));
-        const vfloat direct = D ? load_some(D + first, count) : vfloat{};
-        Taps{kernel + first * taps, future + first * ahead, taps, ahead, count}.transform(plan, spectrum, strip);
+        const Taps weights{kernel + first * taps, future + first * ahead, taps, ahead, count, D ? load_some(D + first, count) : vfloat{}};
+        weights.transform(plan, spectrum, time);
         for (int64_t b = 0; b < batch; ++b) {
             const int64_t start = b * length * channels + first;
             const Signal<T> signal{x + start, gate ? gate + start : nullptr, length, channels, count};
-            signal.transform(plan, work, strip);
-            Signal<T>{grad + start, nullptr, length, channels, count}.transform(plan, given, strip);
+            signal.transform(plan, work, time);
+            Signal<T>{grad + start, nullptr, length, channels, count}.transform(plan, given, time);
             // Correlating with the kernel gives the input's gradient, correlating with the input the kernel's.
             const bool begins = b == 0, ends = b == batch - 1;
             const auto leaf = [&](int64_t at) {
@@ -517,31 +607,17 @@ void backward(const T* grad, const T* x, const T* gate, const float* kernel, con
             else if (begins) rows(plan, {spectrum, work, given}, {given}, leaf);
             else if (ends) rows(plan, {work, given}, {given, lags}, leaf);
             else rows(plan, {work, given}, {given}, leaf);
-            transform_back(plan, given, strip, [&](int64_t t, auto get) {
-                for (int64_t c = 0; c < kStrip && t + c < length; ++c) {
-                    const int64_t place = start + (t + c) * channels;
-                    vfloat v = get(c).re;
-                    if (D) v += direct * load_some(grad + place, count);
-                    if (gate) {
-                        store_some(grad_gate + place, v * load_some(x + place, count), count);
-                        v *= load_some(gate + place, count);
-                    }
-                    store_some(grad_x + place, v, count);
+            transform_back(plan, given, time, length, [&](int64_t t, vfloat v) {
+                const int64_t place = start + t * channels;
+                if (gate) {
+                    store_some(grad_gate + place, v * load_some(x + place, count), count);
+                    v *= load_some(gate + place, count);
                 }
+                if (past_caches) stream(grad_x + place, v);
+                else store_some(grad_x + place, v, count);
             });
         }
-        transform_back(plan, lags, strip, [&](int64_t t, auto get) {
-            vfloat past[kLanes], reversed[kLanes];
-            for (int i = 0; i < kLanes; ++i) {
-                const Point lag = get(i);
-                past[i] = lag.re;
-                reversed[kLanes - 1 - i] = lag.im;
-            }
-            if (t == 0 && D) store_some(grad_D + first, past[0], count);  // the lag of 0 is D's too
-            if (t < taps) Square(past).write(grad_kernel + first * taps, taps, t, count);
-            const int64_t tap = plan.points - kLanes - t;
-            if (tap < ahead) Square(reversed).write(grad_future + first * ahead, ahead, tap, count);
-        });
+        weights.gradients(plan, lags, time, grad_kernel + first * taps, grad_future + first * ahead, D ? grad_D + first : nullptr);
     }
 }
 
@@ -555,9 +631,9 @@ int run_typed(int dtype, Run run) {
 
 }  // namespace
 
-// Floats of workspace for a thread: `kept` arrays of points and the strip at hand.
-STATESCAN_EXPORT(int, fft_conv_workspace)(const int64_t* radices, int64_t count, int64_t kept, int64_t* floats) {
-    *floats = Plan(radices, count, nullptr).workspace(kept);
+// Floats of workspace for a thread: `kept` arrays of points and the time at hand.
+STATESCAN_EXPORT(int, fft_conv_workspace)(const int64_t* radices, int64_t count, int64_t kept, int64_t ahead, int64_t* floats) {
+    *floats = Plan(radices, count, nullptr).workspace(kept, ahead);
     return 0;
 }
 

@@ -61,13 +61,14 @@ def _plan(length: int) -> tuple[Tensor, Tensor]:
             frequency = whole(first)[:, None] + first * whole(second) + (0 if level else 0.25)
             tables += [inner(first, second), _unit(whole(columns)[:, None, None] * frequency / (radix * columns))]
         side = math.isqrt(radices[-1])
-        tables += [inner(side, side), _unit(whole(radices[0]) / (4 * radices[0]))]
+        tilt = _unit(whole(radices[0]) / (4 * radices[0]))
+        tables += [inner(side, side), tilt, tilt / math.prod(radices)]
         return torch.tensor(radices), torch.cat(tables)
 
 
-def _workspace(radices: Tensor, kept: int) -> Tensor:
+def _workspace(radices: Tensor, kept: int, ahead: int) -> Tensor:
     floats = c_int64()
-    cpu.function("fft_conv_workspace", "pllp")(cpu.pointer(radices), len(radices), kept, byref(floats))
+    cpu.function("fft_conv_workspace", "plllp")(cpu.pointer(radices), len(radices), kept, ahead, byref(floats))
     return torch.empty(floats.value * cpu.threads())
 
 
@@ -76,8 +77,8 @@ def forward(x: Tensor, kernel: Tensor, D: Tensor | None, gate: Tensor | None, fu
     batch, length, channels = x.shape
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     radices, tables = _plan(length)
-    workspace = _workspace(radices, 2)
     future = kernel.new_empty(channels, 0) if future is None else future
+    workspace = _workspace(radices, 2, future.shape[1])
     x, kernel, future = x.contiguous(), kernel.contiguous(), future.contiguous()
     D, gate = (t if t is None else t.contiguous() for t in (D, gate))
     tensors = (x, gate, kernel, future, D, y, radices, tables, workspace)
@@ -95,8 +96,8 @@ def backward(
     """Gradients of x, kernel, D, gate and future; those of weights in float32."""
     batch, length, channels = x.shape
     radices, tables = _plan(length)
-    workspace = _workspace(radices, 3 if batch == 1 else 4)
     future = kernel.new_empty(channels, 0) if future is None else future
+    workspace = _workspace(radices, 3 if batch == 1 else 4, future.shape[1])
     grad, x, kernel, future = (t.contiguous() for t in (grad, x, kernel, future))
     D, gate = (t if t is None else t.contiguous() for t in (D, gate))
     grad_x, grad_kernel, grad_future = (torch.empty_like(t) for t in (x, kernel, future))

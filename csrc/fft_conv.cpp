@@ -11,7 +11,10 @@
 // is gathered, transformed in two steps between registers and the first-level cache, and laid down as a column again,
 // whose rows are then transforms by themselves. Rows are taken one after another down to the last radix, the leaf, so that
 // all passes but the first run in the caches near the core. In the leaf the spectra meet, and from there it goes back up
-// the same way: a row is touched once between the first pass of the transform and the last of its inverse.
+// the same way: a row is read and written once between the first pass of the transform and the last of its inverse.
+// Frequencies are in the same order for everyone at the leaf, whichever it is, and so need no reordering. What comes from
+// or goes to the caller is laid out in the order of time in between, since in his arrays neighbours are far apart, often
+// by a power of two. The direct path is part of the kernel: D is added to its first tap.
 #include "common.h"
 #include "math.h"
 
@@ -21,9 +24,9 @@
 namespace STATESCAN_LEVEL {
 namespace {
 
-constexpr int64_t kPoint = 2 * kLanes;  // floats in a point: real parts, then imaginary parts
+constexpr int64_t kPoint = 2 * kLanes;             // floats in a point: real parts, then imaginary parts
+constexpr int64_t kAhead = 64;                     // positions that memory is asked for ahead of their use
 constexpr int64_t kManyFloats = int64_t(8) << 20;  // that no cache keeps until someone reads them
-constexpr int64_t kAhead = 64;          // positions that memory is asked for ahead of their use
 
 // Stores that leave nothing in the caches, for results that do not fit them: else a line is read before it is written.
 template <typename T>
@@ -33,6 +36,11 @@ inline void stream(T* p, vfloat v) {
 template <typename T>
 inline bool streams(const T*, int64_t, int64_t) {
     return false;
+}
+inline void finish_streams() {
+#if defined(__AVX512F__)
+    _mm_sfence();
+#endif
 }
 #if defined(__AVX512F__)  // where a register is a line
 template <>
@@ -155,7 +163,8 @@ struct Columns {
 };
 
 template <bool Real, int Count>
-inline __attribute__((always_inline)) void read_loose(Point* v, const float* from, int64_t step, const float* tilt, int64_t tilt_step) {
+inline __attribute__((always_inline)) void read_loose(Point* v, const float* from, int64_t step, const float* tilt,
+                                                      int64_t tilt_step) {
     for (int i = 0; i < Count; ++i) {
         if (Real) {
             const vfloat value = load(from + i * step);
@@ -362,8 +371,8 @@ struct Plan {
         }
         return at + column * kPoint;
     }
-    // Floats from row to row, and in all, of positions in the order of time, each of so many floats. Here, too, an odd
-    // number of lines of the cache lies between rows.
+    // Positions in the order of time, each of so many floats: from row to row, and in all. Rows lie a register further
+    // apart than they are long, for the same reason.
     int64_t time_row(int64_t floats) const { return levels[0].columns * floats + kLanes; }
     int64_t time_size(int64_t floats) const { return levels[0].radix * time_row(floats); }
     int64_t workspace(int64_t kept, bool both) const { return kept * size + time_size(both ? kPoint : kLanes); }
@@ -494,27 +503,31 @@ struct Taps {
             float* to = time + i * plan.time_row(kPoint) + c * kPoint;
             reversed.read(future, ahead, plan.points - kLanes - t, count);  // position t has tap N - 1 - t of the future
             for (int k = 0; k < kLanes; ++k)
-                STATESCAN_LEVEL::write(to + k * kPoint, turn<false>({square.values[k], reversed.values[kLanes - 1 - k]}, plan.tilt + 2 * i));
+                write(to + k * kPoint,
+                      turn<false>({square.values[k], reversed.values[kLanes - 1 - k]}, plan.tilt + 2 * i));
         }
         if (ahead) outer_pass<false, false>(plan, time, work);
         else outer_pass<false, true>(plan, time, work);
     }
     // The gradients of the taps, from what comes back from an array.
-    void gradients(const Plan& plan, float* work, float* time, float* grad_past, float* grad_future, float* grad_direct) const {
+    void gradients(const Plan& plan, float* work, float* time, float* grad_past, float* grad_future,
+                   float* grad_direct) const {
         if (ahead) outer_pass<true, false>(plan, time, work);
         else outer_pass<true, true>(plan, time, work);
         const int64_t columns = plan.levels[0].columns;
         for (int64_t t = 0; t < plan.points; t += kLanes) {
             const int64_t i = t / columns, c = t % columns, tap = plan.points - kLanes - t;
             Square square, reversed;
-            for (int k = 0; k < kLanes; ++k) {
-                if (ahead) {
-                    const Point lag = turn<true>(STATESCAN_LEVEL::read(time + i * plan.time_row(kPoint) + (c + k) * kPoint), plan.tilt_back + 2 * i);
+            if (ahead) {
+                const float* from = time + i * plan.time_row(kPoint) + c * kPoint;
+                for (int k = 0; k < kLanes; ++k) {
+                    const Point lag = turn<true>(read(from + k * kPoint), plan.tilt_back + 2 * i);
                     square.values[k] = lag.re;
                     reversed.values[kLanes - 1 - k] = lag.im;
-                } else {
-                    square.values[k] = load(time + i * plan.time_row(kLanes) + (c + k) * kLanes);
                 }
+            } else {
+                const float* from = time + i * plan.time_row(kLanes) + c * kLanes;
+                for (int k = 0; k < kLanes; ++k) square.values[k] = load(from + k * kLanes);
             }
             if (t == 0 && grad_direct) store_some(grad_direct, square.values[0], count);
             if (t < taps) square.write(grad_past, taps, t, count);
@@ -550,10 +563,12 @@ void forward(const T* x, const T* gate, const float* kernel, const float* future
     const bool past_caches = streams(y, batch * length, channels);
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
     for (int64_t block = 0; block < blocks; ++block) {
-        float *spectrum = of_thread(workspace, plan.workspace(2, ahead)), *work = spectrum + plan.size, *time = work + plan.size;
+        float* spectrum = of_thread(workspace, plan.workspace(2, ahead));
+        float *work = spectrum + plan.size, *time = work + plan.size;
         const int64_t first = block * kLanes;
         const int count = int(std::min<int64_t>(kLanes, channels - first));
-        const Taps weights{kernel + first * taps, future + first * ahead, taps, ahead, count, D ? load_some(D + first, count) : vfloat{}};
+        const vfloat direct = D ? load_some(D + first, count) : vfloat{};
+        const Taps weights{kernel + first * taps, future + first * ahead, taps, ahead, count, direct};
         weights.transform(plan, spectrum, time);
         for (int64_t b = 0; b < batch; ++b) {
             const int64_t start = b * length * channels + first;
@@ -571,6 +586,7 @@ void forward(const T* x, const T* gate, const float* kernel, const float* future
                 else store_some(to, v, count);
             });
         }
+        finish_streams();
     }
 }
 
@@ -588,7 +604,8 @@ void backward(const T* grad, const T* x, const T* gate, const float* kernel, con
         float* lags = batch > 1 ? work + plan.size : work;
         const int64_t first = block * kLanes;
         const int count = int(std::min<int64_t>(kLanes, channels - first));
-        const Taps weights{kernel + first * taps, future + first * ahead, taps, ahead, count, D ? load_some(D + first, count) : vfloat{}};
+        const vfloat direct = D ? load_some(D + first, count) : vfloat{};
+        const Taps weights{kernel + first * taps, future + first * ahead, taps, ahead, count, direct};
         weights.transform(plan, spectrum, time);
         for (int64_t b = 0; b < batch; ++b) {
             const int64_t start = b * length * channels + first;
@@ -617,7 +634,9 @@ void backward(const T* grad, const T* x, const T* gate, const float* kernel, con
                 else store_some(grad_x + place, v, count);
             });
         }
-        weights.gradients(plan, lags, time, grad_kernel + first * taps, grad_future + first * ahead, D ? grad_D + first : nullptr);
+        finish_streams();
+        weights.gradients(plan, lags, time, grad_kernel + first * taps, grad_future + first * ahead,
+                          D ? grad_D + first : nullptr);
     }
 }
 
@@ -631,8 +650,9 @@ int run_typed(int dtype, Run run) {
 
 }  // namespace
 
-// Floats of workspace for a thread: `kept` arrays of points and the time at hand.
-STATESCAN_EXPORT(int, fft_conv_workspace)(const int64_t* radices, int64_t count, int64_t kept, int64_t ahead, int64_t* floats) {
+// Floats of workspace for a thread: `kept` arrays of points, and positions in the order of time.
+STATESCAN_EXPORT(int, fft_conv_workspace)
+(const int64_t* radices, int64_t count, int64_t kept, int64_t ahead, int64_t* floats) {
     *floats = Plan(radices, count, nullptr).workspace(kept, ahead);
     return 0;
 }
@@ -642,7 +662,8 @@ STATESCAN_EXPORT(int, fft_conv_workspace)(const int64_t* radices, int64_t count,
 // leaf, is 16 or 64. `tables` (kernels/cpu_fft_conv.py makes them) are pairs of floats, exp(-2 pi i times):
 //   for every radix r but the last, of transforms of n points, r = A B as `pass` has it:
 //     b a / r at [b][a];   j (f + s) / n at [j][a][b], f = a + A b and s = 1/4 for the first radix, else 0;
-//   for the leaf, Q Q points: b a / (Q Q) at [b][a];   for position i of a column of the first radix r: i / (4 r).
+//   for the leaf, Q Q points: b a / (Q Q) at [b][a];
+//   for row i of the first radix r: i / (4 r), then the same over N.
 // The workspace is that of two arrays for every thread.
 STATESCAN_EXPORT(int, fft_conv_forward)
 (const void* x, const void* gate, const float* kernel, const float* future, const float* D, void* y,

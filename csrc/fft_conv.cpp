@@ -7,16 +7,51 @@
 // padding, and a kernel that reads the future lies in the imaginary part, from the end. (Crandall and Fagin 1994 call it a
 // right-angle convolution.)
 //
-// A transform is a matrix of n1 x n2 points: columns first, then rows, each in the cache. Going there ends, and coming
-// back begins, in the order that decimation leaves, so that nothing is ever reordered.
+// N is a product of radices up to 64, and a transform a pass over the points for each of them: a column of so many points
+// is gathered, transformed in two steps between registers and the first-level cache, and laid down as a column again,
+// whose rows are then transforms by themselves. Rows are taken one after another down to the last radix, the leaf, so that
+// all passes but the first run in the caches near the core. In the leaf the spectra meet, and from there it goes back up
+// the same way: a row is read and written once between the first pass of the transform and the last of its inverse.
+// Frequencies are in the same order for everyone at the leaf, whichever it is, and so need no reordering. What comes from
+// or goes to the caller is laid out in the order of time in between, since in his arrays neighbours are far apart, often
+// by a power of two. The direct path is part of the kernel: D is added to its first tap.
 #include "common.h"
 #include "math.h"
+
+#include <initializer_list>
+#include <type_traits>
 
 namespace STATESCAN_LEVEL {
 namespace {
 
-constexpr int64_t kPoint = 2 * kLanes;  // floats in a point: real parts, then imaginary parts
-constexpr int64_t kColumns = 4;         // columns of a signal that are read together
+constexpr int64_t kPoint = 2 * kLanes;             // floats in a point: real parts, then imaginary parts
+constexpr int64_t kAhead = 64;                     // positions that memory is asked for ahead of their use
+constexpr int64_t kManyFloats = int64_t(8) << 20;  // that no cache keeps until someone reads them
+
+// Stores that leave nothing in the caches, for results that do not fit them: else a line is read before it is written.
+template <typename T>
+inline void stream(T* p, vfloat v) {
+    store_from_float(p, v);
+}
+template <typename T>
+inline bool streams(const T*, int64_t, int64_t) {
+    return false;
+}
+inline void finish_streams() {
+#if defined(__AVX512F__)
+    _mm_sfence();
+#endif
+}
+#if defined(__AVX512F__)  // where a register is a line
+template <>
+inline void stream(float* p, vfloat v) {
+    _mm512_stream_ps(p, (__m512)v);
+}
+template <>
+inline bool streams(const float* y, int64_t rows, int64_t channels) {
+    return channels % kLanes == 0 && reinterpret_cast<uintptr_t>(y) % 64 == 0 && rows * channels >= kManyFloats;
+}
+#endif
 
 struct Point {
     vfloat re, im;
@@ -28,168 +63,360 @@ inline void write(float* p, Point v) {
 }
 inline Point operator+(Point a, Point b) { return {a.re + b.re, a.im + b.im}; }
 inline Point operator-(Point a, Point b) { return {a.re - b.re, a.im - b.im}; }
-inline Point times_i(Point a) { return {-a.im, a.re}; }
-inline Point times_minus_i(Point a) { return {a.im, -a.re}; }
-inline Point turn(Point a, const float* w) { return {a.re * w[0] - a.im * w[1], a.re * w[1] + a.im * w[0]}; }
-inline Point turn_back(Point a, const float* w) { return {a.re * w[0] + a.im * w[1], a.im * w[0] - a.re * w[1]}; }
+inline Point operator*(Point a, float b) { return {a.re * b, a.im * b}; }
 inline Point product(Point a, Point b) { return {a.re * b.re - a.im * b.im, a.re * b.im + a.im * b.re}; }
 inline Point correlation(Point a, Point b) { return {a.re * b.re + a.im * b.im, a.im * b.re - a.re * b.im}; }
-
-constexpr float kHalf = 0.5f, kSine = 0.86602540378443865f;  // of 60 degrees
-
-// One stage of radix 4, there (decimation in frequency) or back (in time): blocks of `m` of the `n` points.
+// By a root of unity there, by its conjugate back.
 template <bool Back>
-inline void four(float* x, int64_t n, int64_t m, const float* roots) {
-    const int64_t q = m / 4, stride = n / m;
-    for (int64_t k = 0; k < q; ++k) {
-        const float *w1 = roots + 2 * k * stride, *w2 = roots + 4 * k * stride, *w3 = roots + 6 * k * stride;
-        for (int64_t block = 0; block < n; block += m) {
-            float *p0 = x + (block + k) * kPoint, *p1 = p0 + q * kPoint, *p2 = p1 + q * kPoint, *p3 = p2 + q * kPoint;
-            Point a = read(p0), b = read(p1), c = read(p2), d = read(p3);
-            if (Back) {
-                if (k) {
-                    b = turn_back(b, w1);
-                    c = turn_back(c, w2);
-                    d = turn_back(d, w3);
-                }
-                const Point s = a + c, e = a - c, t = b + d, f = times_i(b - d);
-                write(p0, s + t);
-                write(p1, e + f);
-                write(p2, s - t);
-                write(p3, e - f);
-            } else {
-                const Point s = a + c, e = a - c, t = b + d, f = times_minus_i(b - d);
-                write(p0, s + t);
-                a = e + f;
-                b = s - t;
-                c = e - f;
-                if (k) {
-                    a = turn(a, w1);
-                    b = turn(b, w2);
-                    c = turn(c, w3);
-                }
-                write(p1, a);
-                write(p2, b);
-                write(p3, c);
-            }
-        }
-    }
+inline Point turn(Point a, const float* w) {
+    if (Back) return {a.re * w[0] + a.im * w[1], a.im * w[0] - a.re * w[1]};
+    return {a.re * w[0] - a.im * w[1], a.re * w[1] + a.im * w[0]};
 }
-
-inline void two(float* x, int64_t n) {
-    for (int64_t block = 0; block < n; block += 2) {
-        float* p = x + block * kPoint;
-        const Point a = read(p), b = read(p + kPoint);
-        write(p, a + b);
-        write(p + kPoint, a - b);
-    }
-}
-
-// The outermost stage of a transform of 3 x 2^a points.
+// By -i there, by i back.
 template <bool Back>
-inline void three(float* x, int64_t n, const float* roots) {
-    const int64_t q = n / 3;
-    for (int64_t k = 0; k < q; ++k) {
-        float *p0 = x + k * kPoint, *p1 = p0 + q * kPoint, *p2 = p1 + q * kPoint;
-        Point a = read(p0), b = read(p1), c = read(p2);
-        if (Back) {
-            b = turn_back(b, roots + 2 * k);
-            c = turn_back(c, roots + 4 * k);
+inline Point quarter(Point a) {
+    if (Back) return {-a.im, a.re};
+    return {a.im, -a.re};
+}
+// By exp(-pi i / 4) times the root of two there, by its conjugate back.
+template <bool Back>
+inline Point eighth(Point a) {
+    if (Back) return {a.re - a.im, a.im + a.re};
+    return {a.re + a.im, a.im - a.re};
+}
+
+// ---- transforms of a few points in registers, in natural order ------------------------------------------------
+
+template <int Size, bool Back>
+struct Few;
+template <bool Back>
+struct Few<1, Back> {
+    static void run(Point*) {}
+};
+template <bool Back>
+struct Few<2, Back> {
+    static inline __attribute__((always_inline)) void run(Point* v) {
+        const Point a = v[0], b = v[1];
+        v[0] = a + b;
+        v[1] = a - b;
+    }
+};
+template <bool Back>
+struct Few<3, Back> {
+    static inline __attribute__((always_inline)) void run(Point* v) {
+        constexpr float kSine = 0.86602540378443865f;  // of 60 degrees
+        const Point s = v[1] + v[2], middle = v[0] - s * 0.5f, side = quarter<Back>(v[1] - v[2]) * kSine;
+        v[0] = v[0] + s;
+        v[1] = middle + side;
+        v[2] = middle - side;
+    }
+};
+template <bool Back>
+struct Few<4, Back> {
+    static inline __attribute__((always_inline)) void run(Point* v) {
+        const Point s = v[0] + v[2], e = v[0] - v[2], t = v[1] + v[3], f = quarter<Back>(v[1] - v[3]);
+        v[0] = s + t;
+        v[1] = e + f;
+        v[2] = s - t;
+        v[3] = e - f;
+    }
+};
+template <bool Back>
+struct Few<6, Back> {  // by the remainders modulo 2 and 3 (Good and Thomas): no roots in between
+    static inline __attribute__((always_inline)) void run(Point* v) {
+        Point even[3] = {v[0], v[2], v[4]}, odd[3] = {v[3], v[5], v[1]};
+        Few<3, Back>::run(even);
+        Few<3, Back>::run(odd);
+        for (int k = 0; k < 3; ++k) {
+            v[4 * k % 6] = even[k] + odd[k];
+            v[(4 * k + 3) % 6] = even[k] - odd[k];
         }
-        const Point s = b + c, e = b - c;
-        const Point middle{a.re - kHalf * s.re, a.im - kHalf * s.im};
-        Point side = times_minus_i(Point{e.re * kSine, e.im * kSine});
-        if (Back) side = Point{-side.re, -side.im};
-        b = middle + side;
-        c = middle - side;
-        if (!Back) {
-            b = turn(b, roots + 2 * k);
-            c = turn(c, roots + 4 * k);
+    }
+};
+template <bool Back>
+struct Few<8, Back> {
+    static inline __attribute__((always_inline)) void run(Point* v) {
+        constexpr float kRoot = 0.70710678118654752f;  // of one half
+        Point even[4] = {v[0], v[2], v[4], v[6]}, odd[4] = {v[1], v[3], v[5], v[7]};
+        Few<4, Back>::run(even);
+        Few<4, Back>::run(odd);
+        odd[1] = eighth<Back>(odd[1]) * kRoot;
+        odd[2] = quarter<Back>(odd[2]);
+        odd[3] = eighth<Back>(quarter<Back>(odd[3])) * kRoot;
+        for (int k = 0; k < 4; ++k) {
+            v[k] = even[k] + odd[k];
+            v[k + 4] = even[k] - odd[k];
         }
-        write(p0, a + s);
-        write(p1, b);
-        write(p2, c);
     }
-}
-
-inline void transform(float* x, int64_t n, const float* roots) {
-    int64_t m = n;
-    if (n % 3 == 0) {
-        three<false>(x, n, roots);
-        m = n / 3;
-    }
-    for (; m >= 4; m /= 4) four<false>(x, n, m, roots);
-    if (m == 2) two(x, n);
-}
-
-inline void transform_back(float* x, int64_t n, const float* roots) {
-    const int64_t most = n % 3 ? n : n / 3;
-    int64_t m = 1;
-    while (4 * m <= most) m *= 4;
-    int64_t first = 4;
-    if (m != most) {  // twice a power of four
-        two(x, n);
-        first = 8;
-    }
-    for (int64_t size = first; size <= most; size *= 4) four<true>(x, n, size, roots);
-    if (most != n) three<true>(x, n, roots);
-}
-
-// Sizes and tables of a transform; pairs of floats. `roots` are exp(-2 pi i k / n); `twist`, for row p and column j of
-// the matrix, exp(-2 pi i j (f + 1/4) / N), f being the frequency that decimation leaves at p; `tilt` is
-// exp(-pi i / 2 * i / n1) for row i of a signal.
-struct Plan {
-    int64_t n1, n2;
-    const float *roots1, *roots2, *twist, *tilt;
-    int64_t points() const { return n1 * n2; }
-    // Rows lie a little further apart than they are long: at a power of two, columns would share a few sets of the cache.
-    int64_t pitch() const { return (n2 + kColumns) * kPoint; }
-    int64_t size() const { return n1 * pitch(); }
 };
 
-// Columns of a signal there. `fetch(position, columns, put)` is asked for neighbours.
-template <int64_t Width, typename Fetch>
-inline void columns(const Plan& plan, float* work, float* scratch, Fetch fetch) {
-    for (int64_t j = 0; j < plan.n2; j += Width) {
-        for (int64_t i = 0; i < plan.n1; ++i) {
-            const float* tilt = plan.tilt + 2 * i;
-            fetch(j + plan.n2 * i, [&](int64_t column, Point v) {
-                write(scratch + (column * plan.n1 + i) * kPoint, turn(v, tilt));
-            });
-        }
-        for (int64_t column = 0; column < Width; ++column)
-            transform(scratch + column * plan.n1 * kPoint, plan.n1, plan.roots1);
-        for (int64_t p = 0; p < plan.n1; ++p) {
-            const float* twist = plan.twist + 2 * (p * plan.n2 + j);
-            float* row = work + p * plan.pitch() + j * kPoint;
-            for (int64_t column = 0; column < Width; ++column)
-                write(row + column * kPoint,
-                      turn(read(scratch + (column * plan.n1 + p) * kPoint), twist + 2 * column));
+// ---- passes ---------------------------------------------------------------------------------------------------
+
+// Columns of a level: loose, in rows of positions, before a pass there and after one back; tight, in rows of frequencies,
+// after and before. `inner` are the roots between the two steps of a pass, `outer` those that the frequencies of a column
+// are turned by, pairs of floats in the order of their use. Points are either complex, or real and to be turned by the
+// root in `tilt` for their row: of what comes back, the real part is left.
+struct Columns {
+    float *loose, *tight;
+    int64_t loose_row, loose_column, tight_row, count;
+    const float *inner, *outer, *tilt;
+};
+
+template <bool Real, int Count>
+inline __attribute__((always_inline)) void read_loose(Point* v, const float* from, int64_t step, const float* tilt,
+                                                      int64_t tilt_step) {
+    for (int i = 0; i < Count; ++i) {
+        if (Real) {
+            const vfloat value = load(from + i * step);
+            v[i] = {value * tilt[i * tilt_step], value * tilt[i * tilt_step + 1]};
+        } else {
+            v[i] = read(from + i * step);
         }
     }
 }
 
-// Columns back; `give(position, get)` takes neighbours.
-template <int64_t Width, typename Give>
-inline void columns_back(const Plan& plan, const float* work, float* scratch, Give give) {
-    const float scale = 1.0f / float(plan.points());
-    for (int64_t j = 0; j < plan.n2; j += Width) {
-        for (int64_t p = 0; p < plan.n1; ++p) {
-            const float* twist = plan.twist + 2 * (p * plan.n2 + j);
-            const float* row = work + p * plan.pitch() + j * kPoint;
-            for (int64_t column = 0; column < Width; ++column)
-                write(scratch + (column * plan.n1 + p) * kPoint, turn_back(read(row + column * kPoint), twist + 2 * column));
-        }
-        for (int64_t column = 0; column < Width; ++column)
-            transform_back(scratch + column * plan.n1 * kPoint, plan.n1, plan.roots1);
-        for (int64_t i = 0; i < plan.n1; ++i) {
-            const float tilt[2] = {plan.tilt[2 * i] * scale, plan.tilt[2 * i + 1] * scale};
-            give(j + plan.n2 * i, [&](int64_t column) {
-                return turn_back(read(scratch + (column * plan.n1 + i) * kPoint), tilt);
-            });
-        }
+template <bool Real, int Count>
+inline __attribute__((always_inline)) void write_loose(const Point* v, float* to, int64_t step, const float* tilt,
+                                                       int64_t tilt_step) {
+    for (int i = 0; i < Count; ++i) {
+        if (Real) store(to + i * step, v[i].re * tilt[i * tilt_step] + v[i].im * tilt[i * tilt_step + 1]);
+        else write(to + i * step, v[i]);
     }
 }
+
+// There: transforms of A points each B rows apart, then of B points. Back: the same the other way round. The next columns
+// are asked for meanwhile: so many rows at once are beyond what the processor foresees.
+template <int A, int B, bool Back, bool Real>
+void pass(const Columns& columns) {
+    alignas(64) float scratch[A * B * kPoint];
+    const int64_t loose_row = columns.loose_row, tight_row = columns.tight_row;
+    for (int64_t j = 0; j < columns.count; ++j) {
+        float *loose = columns.loose + j * columns.loose_column, *tight = columns.tight + j * kPoint;
+        const auto positions = [&] {
+            for (int64_t b = 0; b < B; ++b) {
+                float *inside = scratch + b * kPoint, *row = loose + b * loose_row;
+                const float *roots = columns.inner + 2 * A * b, *tilt = columns.tilt + 2 * b;
+                Point v[A];
+                for (int a = 0; a < A; ++a)
+                    __builtin_prefetch(row + a * B * loose_row + 2 * columns.loose_column, Back, 3);
+                if (Back)
+                    for (int a = 0; a < A; ++a) v[a] = turn<true>(read(inside + a * B * kPoint), roots + 2 * a);
+                else
+                    read_loose<Real, A>(v, row, B * loose_row, tilt, 2 * B);
+                Few<A, Back>::run(v);
+                if (Back)
+                    write_loose<Real, A>(v, row, B * loose_row, tilt, 2 * B);
+                else
+                    for (int a = 0; a < A; ++a) write(inside + a * B * kPoint, turn<false>(v[a], roots + 2 * a));
+            }
+        };
+        const auto frequencies = [&] {
+            for (int64_t a = 0; a < A; ++a) {
+                float *inside = scratch + a * B * kPoint, *row = tight + a * tight_row;
+                const float* roots = columns.outer + 2 * ((j * A + a) * B);
+                Point v[B];
+                for (int b = 0; b < B; ++b) {
+                    __builtin_prefetch(row + b * A * tight_row + kPoint, !Back, 3);
+                    __builtin_prefetch(row + b * A * tight_row + kPoint + kLanes, !Back, 3);
+                }
+                if (Back)
+                    for (int b = 0; b < B; ++b) v[b] = turn<true>(read(row + b * A * tight_row), roots + 2 * b);
+                else if (A > 1)
+                    for (int b = 0; b < B; ++b) v[b] = read(inside + b * kPoint);
+                else
+                    read_loose<Real, B>(v, loose, loose_row, columns.tilt, 2);
+                Few<B, Back>::run(v);
+                if (!Back)
+                    for (int b = 0; b < B; ++b) write(row + b * A * tight_row, turn<false>(v[b], roots + 2 * b));
+                else if (A > 1)
+                    for (int b = 0; b < B; ++b) write(inside + b * kPoint, v[b]);
+                else
+                    write_loose<Real, B>(v, loose, loose_row, columns.tilt, 2);
+            }
+        };
+        if (A > 1 && !Back) positions();
+        frequencies();
+        if (A > 1 && Back) positions();
+    }
+}
+
+template <bool Back, bool Real>
+void pass(int64_t radix, const Columns& columns) {
+    switch (radix) {
+        case 2: return pass<1, 2, Back, Real>(columns);
+        case 4: return pass<1, 4, Back, Real>(columns);
+        case 6: return pass<1, 6, Back, Real>(columns);
+        case 8: return pass<1, 8, Back, Real>(columns);
+        case 12: return pass<3, 4, Back, Real>(columns);
+        case 16: return pass<4, 4, Back, Real>(columns);
+        case 24: return pass<3, 8, Back, Real>(columns);
+        case 32: return pass<4, 8, Back, Real>(columns);
+        case 48: return pass<6, 8, Back, Real>(columns);
+        case 64: return pass<8, 8, Back, Real>(columns);
+    }
+}
+
+// ---- leaves: transforms of Q Q neighbouring points, in place -----------------------------------------------------
+
+template <int Q, bool Back>
+inline void leaf_columns(float* x, const float* roots) {
+    for (int b = 0; b < Q; ++b, roots += 2 * Q) {
+        float* column = x + b * kPoint;
+        Point v[Q];
+        for (int a = 0; a < Q; ++a) {
+            v[a] = read(column + a * Q * kPoint);
+            if (Back) v[a] = turn<Back>(v[a], roots + 2 * a);
+        }
+        Few<Q, Back>::run(v);
+        for (int a = 0; a < Q; ++a) write(column + a * Q * kPoint, Back ? v[a] : turn<Back>(v[a], roots + 2 * a));
+    }
+}
+
+template <int Q, bool Back>
+inline void leaf_rows(float* x) {
+    for (int a = 0; a < Q; ++a, x += Q * kPoint) {
+        Point v[Q];
+        for (int b = 0; b < Q; ++b) v[b] = read(x + b * kPoint);
+        Few<Q, Back>::run(v);
+        for (int b = 0; b < Q; ++b) write(x + b * kPoint, v[b]);
+    }
+}
+
+// The last step there, `change(place, point)` and the first step back, in registers.
+template <int Q, typename Change>
+inline void leaf_rows_through(float* x, Change change) {
+    for (int64_t at = 0; at < Q * Q * kPoint; at += Q * kPoint) {
+        Point v[Q];
+        for (int b = 0; b < Q; ++b) v[b] = read(x + at + b * kPoint);
+        Few<Q, false>::run(v);
+        for (int b = 0; b < Q; ++b) v[b] = change(at + b * kPoint, v[b]);
+        Few<Q, true>::run(v);
+        for (int b = 0; b < Q; ++b) write(x + at + b * kPoint, v[b]);
+    }
+}
+
+template <int Q>
+void leaf_there(float* x, const float* roots) {
+    leaf_columns<Q, false>(x, roots);
+    leaf_rows<Q, false>(x);
+}
+
+template <int Q>
+void leaf_back(float* x, const float* roots) {
+    leaf_rows<Q, true>(x);
+    leaf_columns<Q, true>(x, roots);
+}
+
+// x becomes its convolution with a kernel, whose spectrum is given.
+template <int Q>
+void leaf_convolve(float* x, const float* spectrum, const float* roots) {
+    leaf_columns<Q, false>(x, roots);
+    leaf_rows_through<Q>(x, [&](int64_t place, Point v) { return product(v, read(spectrum + place)); });
+    leaf_columns<Q, true>(x, roots);
+}
+
+// A gradient becomes its correlation with a kernel; `lags` takes the spectrum of its correlation with the input, whose
+// spectrum `u` is. `add`: on top of what is there. `lags` may be `u`.
+template <int Q>
+void leaf_correlate(float* grad, const float* u, const float* spectrum, float* lags, bool add, const float* roots) {
+    leaf_columns<Q, false>(grad, roots);
+    leaf_rows_through<Q>(grad, [&](int64_t place, Point v) {
+        const Point sum = correlation(v, read(u + place));
+        write(lags + place, add ? read(lags + place) + sum : sum);
+        return correlation(v, read(spectrum + place));
+    });
+    leaf_columns<Q, true>(grad, roots);
+}
+
+// ---- a whole transform ---------------------------------------------------------------------------------------------
+
+struct Level {
+    int64_t radix, columns, row;  // row: floats from one row of frequencies to the next
+    const float *inner, *outer;
+};
+
+struct Plan {
+    static constexpr int kMostLevels = 8;
+    Level levels[kMostLevels];
+    int64_t count, leaf, points, size;  // levels, points of a leaf, points, floats with the gaps
+    const float *leaf_roots, *tilt, *tilt_back;
+
+    // Rows lie an odd number of points apart: at a power of two, all of a column would share a few sets of the caches.
+    Plan(const int64_t* radices, int64_t radix_count, const float* tables) : count(radix_count - 1), leaf(radices[count]) {
+        int64_t extent = leaf;
+        points = leaf;
+        for (int64_t i = count - 1; i >= 0; --i) {
+            levels[i].radix = radices[i];
+            levels[i].columns = points;
+            levels[i].row = (extent | 1) * kPoint;
+            points *= radices[i];
+            extent = radices[i] * (extent | 1);
+        }
+        size = extent * kPoint;
+        for (int64_t i = 0; i < count; ++i) {
+            levels[i].inner = tables;
+            levels[i].outer = tables + 2 * levels[i].radix;
+            tables += 2 * levels[i].radix * (1 + levels[i].columns);
+        }
+        leaf_roots = tables;
+        tilt = tables + 2 * leaf;
+        tilt_back = tilt + 2 * radices[0];
+    }
+    // Where a column of a level lies in a row.
+    int64_t place(int64_t level, int64_t column) const {
+        int64_t at = 0;
+        for (int64_t i = level + 1; i < count; ++i) {
+            at += column / levels[i].columns * levels[i].row;
+            column %= levels[i].columns;
+        }
+        return at + column * kPoint;
+    }
+    // Positions in the order of time, each of so many floats: from row to row, and in all. Rows lie a register further
+    // apart than they are long, for the same reason.
+    int64_t time_row(int64_t floats) const { return levels[0].columns * floats + kLanes; }
+    int64_t time_size(int64_t floats) const { return levels[0].radix * time_row(floats); }
+    int64_t workspace(int64_t kept, bool both) const { return kept * size + time_size(both ? kPoint : kLanes); }
+};
+
+// The first pass there or the last back, between positions in the order of time and an array.
+template <bool Back, bool Real>
+inline void outer_pass(const Plan& plan, float* time, float* work) {
+    const Level& top = plan.levels[0];
+    constexpr int64_t floats = Real ? kLanes : kPoint;
+    for (int64_t j = 0; j < top.columns; j += plan.leaf)
+        pass<Back, Real>(top.radix, {time + j * floats, work + plan.place(0, j), plan.time_row(floats), floats, top.row,
+                                     plan.leaf, top.inner, top.outer + 2 * j * top.radix,
+                                     Back ? plan.tilt_back : plan.tilt});
+}
+
+template <bool Back>
+void inner_pass(const Plan& plan, int64_t level, float* x) {
+    const Level& here = plan.levels[level];
+    for (int64_t j = 0; j < here.columns; j += plan.leaf) {
+        float* at = x + plan.place(level, j);
+        pass<Back, false>(here.radix, {at, at, here.row, kPoint, here.row, plan.leaf, here.inner,
+                                       here.outer + 2 * j * here.radix, nullptr});
+    }
+}
+
+// Every row from the first pass's end: arrays `down` are transformed to their leaves, of which `leaf(offset)` is told, and
+// arrays `up` back again. All arrays have their rows at the same offsets.
+template <typename Leaf>
+void rows(const Plan& plan, std::initializer_list<float*> down, std::initializer_list<float*> up, const Leaf& leaf,
+          int64_t level = 0, int64_t offset = 0) {
+    const Level& here = plan.levels[level];
+    if (level)
+        for (float* x : down) inner_pass<false>(plan, level, x + offset);
+    for (int64_t i = 0; i < here.radix; ++i) {
+        const int64_t row = offset + i * here.row;
+        if (level + 1 < plan.count) rows(plan, down, up, leaf, level + 1, row);
+        else leaf(row);
+    }
+    if (level)
+        for (float* x : up) inner_pass<true>(plan, level, x + offset);
+}
+
+// ---- what is transformed -------------------------------------------------------------------------------------------
 
 // Some channels of (length, channels), perhaps gated.
 template <typename T>
@@ -202,208 +429,270 @@ struct Signal {
         const vfloat v = load_some(x + t * channels, count);
         return gate ? v * load_some(gate + t * channels, count) : v;
     }
-    void transform(const Plan& plan, float* work, float* scratch) const {
-        columns<kColumns>(plan, work, scratch, [&](int64_t t, auto put) {
-            for (int64_t c = 0; c < kColumns; ++c) put(c, Point{t + c < length ? at(t + c) : vfloat{}, vfloat{}});
-        });
+    void transform(const Plan& plan, float* work, float* time) const {
+        const int64_t columns = plan.levels[0].columns;
+        for (int64_t i = 0; i < plan.levels[0].radix; ++i) {
+            float* row = time + i * plan.time_row(kLanes);
+            const int64_t begin = i * columns, known = std::max<int64_t>(0, std::min(columns, length - begin));
+            for (int64_t c = 0; c < known; ++c) {
+                const int64_t soon = std::min(begin + c + kAhead, length - 1) * channels;
+                __builtin_prefetch(x + soon, 0, 2);
+                if (gate) __builtin_prefetch(gate + soon, 0, 2);
+                store(row + c * kLanes, at(begin + c));
+            }
+            std::fill(row + known * kLanes, row + columns * kLanes, 0.0f);
+        }
+        outer_pass<false, true>(plan, time, work);
     }
 };
 
-// Rows of taps (channels, taps), transposed as they are read or written, a square of lanes at a time.
+// A square of lanes out of rows of taps (channels, taps), transposed in registers.
 struct Square {
-    float values[kLanes][kLanes];
-    void read(const float* rows, int64_t stride, int64_t first, int64_t end, int count) {
-        for (int c = 0; c < kLanes; ++c)
-            for (int i = 0; i < kLanes; ++i)
-                values[i][c] = c < count && first + i < end ? rows[c * stride + first + i] : 0.0f;
+    vfloat values[kLanes];  // one for a tap, a channel in each lane
+    void transpose() {
+        for (int d = 1; d < kLanes; d *= 2) {
+            vint low, high;  // squares of d are exchanged
+            for (int i = 0; i < kLanes; ++i) {
+                low[i] = i & d ? kLanes + i - d : i;
+                high[i] = i & d ? kLanes + i : i + d;
+            }
+            for (int i = 0; i < kLanes; ++i) {
+                if (i & d) continue;
+                const vfloat a = values[i], b = values[i + d];
+                values[i] = __builtin_shuffle(a, b, low);
+                values[i + d] = __builtin_shuffle(a, b, high);
+            }
+        }
     }
-    void write(float* rows, int64_t stride, int64_t first, int64_t end, int count) const {
-        const int64_t width = std::min<int64_t>(kLanes, end - first);
-        for (int c = 0; c < count; ++c)
-            for (int64_t i = 0; i < width; ++i) rows[c * stride + first + i] = values[i][c];
+    // Taps from `first` on; those from `taps` on are zero.
+    void read(const float* rows, int64_t taps, int64_t first, int count) {
+        if (count == kLanes && first + kLanes <= taps) {
+            for (int c = 0; c < kLanes; ++c) values[c] = load(rows + c * taps + first);
+        } else {
+            const int width = int(std::max<int64_t>(0, std::min<int64_t>(kLanes, taps - first)));
+            for (int c = 0; c < kLanes; ++c)
+                values[c] = c < count && width ? load_some(rows + c * taps + first, width) : vfloat{};
+        }
+        transpose();
+    }
+    void write(float* rows, int64_t taps, int64_t first, int count) {
+        const int width = int(std::min<int64_t>(kLanes, taps - first));
+        transpose();
+        for (int c = 0; c < count && width > 0; ++c) store_some(rows + c * taps + first, values[c], width);
     }
 };
 
-// Both halves of a kernel: taps on the past, and taps on the future from one position ahead.
+// Both halves of a kernel: taps on the past, `direct` more on the present, and taps on the future from one position ahead.
 struct Taps {
     const float *past, *future;
     int64_t taps, ahead;
     int count;
-    void transform(const Plan& plan, float* work, float* scratch) const {
-        const int64_t size = plan.points();
-        columns<kLanes>(plan, work, scratch, [&](int64_t t, auto put) {
-            Square past_square, future_square;
-            past_square.read(past, taps, t, taps, count);
-            if (ahead) {  // position t holds tap N - 1 - t of the future
-                for (int64_t i = 0; i < kLanes; ++i) {
-                    const int64_t tap = size - 1 - t - i;
-                    for (int c = 0; c < kLanes; ++c)
-                        future_square.values[i][c] = c < count && tap < ahead ? future[c * ahead + tap] : 0.0f;
-                }
+    vfloat direct;
+    void transform(const Plan& plan, float* work, float* time) const {
+        const int64_t columns = plan.levels[0].columns;
+        for (int64_t t = 0; t < plan.points; t += kLanes) {
+            const int64_t i = t / columns, c = t % columns;
+            Square square, reversed;
+            square.read(past, taps, t, count);
+            if (t == 0) square.values[0] += direct;
+            if (!ahead) {
+                float* to = time + i * plan.time_row(kLanes) + c * kLanes;
+                for (int k = 0; k < kLanes; ++k) store(to + k * kLanes, square.values[k]);
+                continue;
             }
-            for (int64_t i = 0; i < kLanes; ++i)
-                put(i, Point{load(past_square.values[i]), ahead ? load(future_square.values[i]) : vfloat{}});
-        });
-        for (int64_t p = 0; p < plan.n1; ++p)
-            STATESCAN_LEVEL::transform(work + p * plan.pitch(), plan.n2, plan.roots2);
+            float* to = time + i * plan.time_row(kPoint) + c * kPoint;
+            reversed.read(future, ahead, plan.points - kLanes - t, count);  // position t has tap N - 1 - t of the future
+            for (int k = 0; k < kLanes; ++k)
+                write(to + k * kPoint,
+                      turn<false>({square.values[k], reversed.values[kLanes - 1 - k]}, plan.tilt + 2 * i));
+        }
+        if (ahead) outer_pass<false, false>(plan, time, work);
+        else outer_pass<false, true>(plan, time, work);
+    }
+    // The gradients of the taps, from what comes back from an array.
+    void gradients(const Plan& plan, float* work, float* time, float* grad_past, float* grad_future,
+                   float* grad_direct) const {
+        if (ahead) outer_pass<true, false>(plan, time, work);
+        else outer_pass<true, true>(plan, time, work);
+        const int64_t columns = plan.levels[0].columns;
+        for (int64_t t = 0; t < plan.points; t += kLanes) {
+            const int64_t i = t / columns, c = t % columns, tap = plan.points - kLanes - t;
+            Square square, reversed;
+            if (ahead) {
+                const float* from = time + i * plan.time_row(kPoint) + c * kPoint;
+                for (int k = 0; k < kLanes; ++k) {
+                    const Point lag = turn<true>(read(from + k * kPoint), plan.tilt_back + 2 * i);
+                    square.values[k] = lag.re;
+                    reversed.values[kLanes - 1 - k] = lag.im;
+                }
+            } else {
+                const float* from = time + i * plan.time_row(kLanes) + c * kLanes;
+                for (int k = 0; k < kLanes; ++k) square.values[k] = load(from + k * kLanes);
+            }
+            if (t == 0 && grad_direct) store_some(grad_direct, square.values[0], count);
+            if (t < taps) square.write(grad_past, taps, t, count);
+            if (tap < ahead) reversed.write(grad_future, ahead, tap, count);
+        }
     }
 };
 
-inline int64_t scratch_size(const Plan& plan) { return std::max<int64_t>(kLanes, kColumns) * plan.n1 * kPoint; }
-
-template <typename T>
-void forward(const T* x, const T* gate, const float* kernel, const float* future, const float* D, T* y,
-             const Plan& plan, float* workspace, int64_t batch, int64_t length, int64_t channels, int64_t taps,
-             int64_t ahead, int threads) {
-    const int64_t blocks = (channels + kLanes - 1) / kLanes, size = plan.size();
-#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
-    for (int64_t block = 0; block < blocks; ++block) {
-#ifdef _OPENMP
-        float* spectrum = workspace + omp_get_thread_num() * (2 * size + scratch_size(plan));
-#else
-        float* spectrum = workspace;
-#endif
-        float *work = spectrum + size, *scratch = work + size;
-        const int64_t first = block * kLanes;
-        const int count = int(std::min<int64_t>(kLanes, channels - first));
-        const vfloat direct = D ? load_some(D + first, count) : vfloat{};
-        Taps{kernel + first * taps, future + first * ahead, taps, ahead, count}.transform(plan, spectrum, scratch);
-        for (int64_t b = 0; b < batch; ++b) {
-            const int64_t start = b * length * channels + first;
-            const Signal<T> signal{x + start, gate ? gate + start : nullptr, length, channels, count};
-            signal.transform(plan, work, scratch);
-            for (int64_t p = 0; p < plan.n1; ++p) {
-                float* row = work + p * plan.pitch();
-                const float* taps_row = spectrum + p * plan.pitch();
-                transform(row, plan.n2, plan.roots2);
-                for (int64_t i = 0; i < plan.n2 * kPoint; i += kPoint)
-                    write(row + i, product(read(row + i), read(taps_row + i)));
-                transform_back(row, plan.n2, plan.roots2);
-            }
-            columns_back<kColumns>(plan, work, scratch, [&](int64_t t, auto get) {
-                for (int64_t c = 0; c < kColumns && t + c < length; ++c) {
-                    vfloat v = get(c).re;
-                    if (D) v += direct * signal.at(t + c);
-                    store_some(y + start + (t + c) * channels, v, count);
-                }
-            });
-        }
+// The real part of what comes back from an array: `give(position, value)`.
+template <typename Give>
+inline void transform_back(const Plan& plan, float* work, float* time, int64_t length, const Give& give) {
+    outer_pass<true, true>(plan, time, work);
+    const int64_t columns = plan.levels[0].columns;
+    for (int64_t begin = 0; begin < length; begin += columns, time += plan.time_row(kLanes)) {
+        const int64_t known = std::min(columns, length - begin);
+        for (int64_t c = 0; c < known; ++c) give(begin + c, load(time + c * kLanes));
     }
 }
 
-template <typename T>
+inline float* of_thread(float* workspace, int64_t floats) {
+#ifdef _OPENMP
+    return workspace + omp_get_thread_num() * floats;
+#else
+    return workspace;
+#endif
+}
+
+template <int Q, typename T>
+void forward(const T* x, const T* gate, const float* kernel, const float* future, const float* D, T* y,
+             const Plan& plan, float* workspace, int64_t batch, int64_t length, int64_t channels, int64_t taps,
+             int64_t ahead, int threads) {
+    const int64_t blocks = (channels + kLanes - 1) / kLanes;
+    const bool past_caches = streams(y, batch * length, channels);
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
+    for (int64_t block = 0; block < blocks; ++block) {
+        float* spectrum = of_thread(workspace, plan.workspace(2, ahead));
+        float *work = spectrum + plan.size, *time = work + plan.size;
+        const int64_t first = block * kLanes;
+        const int count = int(std::min<int64_t>(kLanes, channels - first));
+        const vfloat direct = D ? load_some(D + first, count) : vfloat{};
+        const Taps weights{kernel + first * taps, future + first * ahead, taps, ahead, count, direct};
+        weights.transform(plan, spectrum, time);
+        for (int64_t b = 0; b < batch; ++b) {
+            const int64_t start = b * length * channels + first;
+            const Signal<T> signal{x + start, gate ? gate + start : nullptr, length, channels, count};
+            signal.transform(plan, work, time);
+            const auto leaf = [&](int64_t at) {
+                if (b == 0) leaf_there<Q>(spectrum + at, plan.leaf_roots);
+                leaf_convolve<Q>(work + at, spectrum + at, plan.leaf_roots);
+            };
+            if (b == 0) rows(plan, {spectrum, work}, {work}, leaf);
+            else rows(plan, {work}, {work}, leaf);
+            transform_back(plan, work, time, length, [&](int64_t t, vfloat v) {
+                T* to = y + start + t * channels;
+                if (past_caches) stream(to, v);
+                else store_some(to, v, count);
+            });
+        }
+        finish_streams();
+    }
+}
+
+template <int Q, typename T>
 void backward(const T* grad, const T* x, const T* gate, const float* kernel, const float* future, const float* D,
               T* grad_x, T* grad_gate, float* grad_kernel, float* grad_future, float* grad_D, const Plan& plan,
               float* workspace, int64_t batch, int64_t length, int64_t channels, int64_t taps, int64_t ahead,
               int threads) {
-    const int64_t blocks = (channels + kLanes - 1) / kLanes, size = plan.size();
+    const int64_t blocks = (channels + kLanes - 1) / kLanes, kept = batch > 1 ? 4 : 3;
+    const bool past_caches = streams(grad_x, batch * length, channels);
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
     for (int64_t block = 0; block < blocks; ++block) {
-#ifdef _OPENMP
-        float* spectrum = workspace + omp_get_thread_num() * (4 * size + scratch_size(plan));
-#else
-        float* spectrum = workspace;
-#endif
-        float *work = spectrum + size, *given = work + size, *lags = given + size, *scratch = lags + size;
+        float *spectrum = of_thread(workspace, plan.workspace(kept, ahead)), *given = spectrum + plan.size;
+        float *work = given + plan.size, *time = work + (kept - 2) * plan.size;
+        float* lags = batch > 1 ? work + plan.size : work;
         const int64_t first = block * kLanes;
         const int count = int(std::min<int64_t>(kLanes, channels - first));
         const vfloat direct = D ? load_some(D + first, count) : vfloat{};
-        Taps{kernel + first * taps, future + first * ahead, taps, ahead, count}.transform(plan, spectrum, scratch);
+        const Taps weights{kernel + first * taps, future + first * ahead, taps, ahead, count, direct};
+        weights.transform(plan, spectrum, time);
         for (int64_t b = 0; b < batch; ++b) {
             const int64_t start = b * length * channels + first;
             const Signal<T> signal{x + start, gate ? gate + start : nullptr, length, channels, count};
-            const Signal<T> above{grad + start, nullptr, length, channels, count};
-            signal.transform(plan, work, scratch);
-            above.transform(plan, given, scratch);
+            signal.transform(plan, work, time);
+            Signal<T>{grad + start, nullptr, length, channels, count}.transform(plan, given, time);
             // Correlating with the kernel gives the input's gradient, correlating with the input the kernel's.
-            for (int64_t p = 0; p < plan.n1; ++p) {
-                const int64_t from = p * plan.pitch();
-                float *u = work + from, *g = given + from, *lag = lags + from;
-                transform(u, plan.n2, plan.roots2);
-                transform(g, plan.n2, plan.roots2);
-                for (int64_t i = 0; i < plan.n2 * kPoint; i += kPoint) {
-                    const Point value = read(g + i);
-                    const Point sum = correlation(value, read(u + i));
-                    write(lag + i, b ? read(lag + i) + sum : sum);
-                    write(g + i, correlation(value, read(spectrum + from + i)));
+            const bool begins = b == 0, ends = b == batch - 1;
+            const auto leaf = [&](int64_t at) {
+                if (begins) leaf_there<Q>(spectrum + at, plan.leaf_roots);
+                leaf_there<Q>(work + at, plan.leaf_roots);
+                leaf_correlate<Q>(given + at, work + at, spectrum + at, lags + at, !begins, plan.leaf_roots);
+                if (ends) leaf_back<Q>(lags + at, plan.leaf_roots);
+            };
+            if (begins && ends) rows(plan, {spectrum, work, given}, {given, lags}, leaf);
+            else if (begins) rows(plan, {spectrum, work, given}, {given}, leaf);
+            else if (ends) rows(plan, {work, given}, {given, lags}, leaf);
+            else rows(plan, {work, given}, {given}, leaf);
+            transform_back(plan, given, time, length, [&](int64_t t, vfloat v) {
+                const int64_t place = start + t * channels;
+                if (gate) {
+                    store_some(grad_gate + place, v * load_some(x + place, count), count);
+                    v *= load_some(gate + place, count);
                 }
-                transform_back(g, plan.n2, plan.roots2);
-            }
-            columns_back<kColumns>(plan, given, scratch, [&](int64_t t, auto get) {
-                for (int64_t c = 0; c < kColumns && t + c < length; ++c) {
-                    const int64_t place = start + (t + c) * channels;
-                    vfloat v = get(c).re;
-                    if (D) v += direct * load_some(grad + place, count);
-                    if (gate) {
-                        store_some(grad_gate + place, v * load_some(x + place, count), count);
-                        v *= load_some(gate + place, count);
-                    }
-                    store_some(grad_x + place, v, count);
-                }
+                if (past_caches) stream(grad_x + place, v);
+                else store_some(grad_x + place, v, count);
             });
         }
-        for (int64_t p = 0; p < plan.n1; ++p) transform_back(lags + p * plan.pitch(), plan.n2, plan.roots2);
-        columns_back<kLanes>(plan, lags, scratch, [&](int64_t t, auto get) {
-            Square square;
-            for (int64_t i = 0; i < kLanes; ++i) store(square.values[i], get(i).re);
-            if (t == 0 && D)
-                for (int c = 0; c < count; ++c) grad_D[first + c] = square.values[0][c];  // the lag of 0 is D's too
-            if (t < taps) square.write(grad_kernel + first * taps, taps, t, taps, count);
-            for (int64_t i = 0; i < kLanes; ++i) {
-                const int64_t tap = plan.points() - 1 - t - i;
-                if (tap >= ahead) continue;
-                const vfloat value = get(i).im;
-                for (int c = 0; c < count; ++c) grad_future[(first + c) * ahead + tap] = value[c];
-            }
-        });
+        finish_streams();
+        weights.gradients(plan, lags, time, grad_kernel + first * taps, grad_future + first * ahead,
+                          D ? grad_D + first : nullptr);
     }
+}
+
+template <typename Run>
+int run_typed(int dtype, Run run) {
+    if (dtype == kFloat32) run(float{});
+    if (dtype == kBFloat16) run(bfloat16{});
+    if (dtype == kFloat16) run(float16{});
+    return 0;
 }
 
 }  // namespace
 
-// Floats of workspace for a thread: `kept` arrays of points and the columns at hand.
-STATESCAN_EXPORT(int, fft_conv_workspace)(int64_t n1, int64_t n2, int64_t kept, int64_t* floats) {
-    const Plan plan{n1, n2, nullptr, nullptr, nullptr, nullptr};
-    *floats = kept * plan.size() + scratch_size(plan);
+// Floats of workspace for a thread: `kept` arrays of points, and positions in the order of time.
+STATESCAN_EXPORT(int, fft_conv_workspace)
+(const int64_t* radices, int64_t count, int64_t kept, int64_t ahead, int64_t* floats) {
+    *floats = Plan(radices, count, nullptr).workspace(kept, ahead);
     return 0;
 }
 
 // x, gate, y: (batch, length, channels) of one type; kernel: (channels, taps); future: (channels, ahead); D: (channels,).
-// gate and D may be null. N = n1 n2 is not less than length, taps and ahead + 1; n1 is 2^a or 3 2^a, n2 is 2^a, and a
-// multiple of the lanes.
+// gate and D may be null. The product N of the radices is not less than length, taps and ahead + 1; the last radix, the
+// leaf, is 16 or 64. `tables` (kernels/cpu_fft_conv.py makes them) are pairs of floats, exp(-2 pi i times):
+//   for every radix r but the last, of transforms of n points, r = A B as `pass` has it:
+//     b a / r at [b][a];   j (f + s) / n at [j][a][b], f = a + A b and s = 1/4 for the first radix, else 0;
+//   for the leaf, Q Q points: b a / (Q Q) at [b][a];
+//   for row i of the first radix r: i / (4 r), then the same over N.
+// The workspace is that of two arrays for every thread.
 STATESCAN_EXPORT(int, fft_conv_forward)
 (const void* x, const void* gate, const float* kernel, const float* future, const float* D, void* y,
- const float* roots1, const float* roots2, const float* twist, const float* tilt, float* workspace, int64_t batch,
- int64_t length, int64_t channels, int64_t taps, int64_t ahead, int64_t n1, int64_t n2, int dtype, int threads) {
-    const Plan plan{n1, n2, roots1, roots2, twist, tilt};
-    const auto run = [&](auto type) {
+ const int64_t* radices, const float* tables, float* workspace, int64_t radix_count, int64_t batch, int64_t length,
+ int64_t channels, int64_t taps, int64_t ahead, int dtype, int threads) {
+    const Plan plan(radices, radix_count, tables);
+    return run_typed(dtype, [&](auto type) {
         using T = decltype(type);
-        forward(static_cast<const T*>(x), static_cast<const T*>(gate), kernel, future, D, static_cast<T*>(y), plan,
-                workspace, batch, length, channels, taps, ahead, threads);
-    };
-    if (dtype == kFloat32) run(float{});
-    if (dtype == kBFloat16) run(bfloat16{});
-    if (dtype == kFloat16) run(float16{});
-    return 0;
+        const auto run = plan.leaf == 64 ? forward<8, T> : forward<4, T>;
+        run(static_cast<const T*>(x), static_cast<const T*>(gate), kernel, future, D, static_cast<T*>(y), plan, workspace,
+            batch, length, channels, taps, ahead, threads);
+    });
 }
 
-// grad, grad_x and grad_gate are as x is, the other gradients as what they belong to.
+// grad, grad_x and grad_gate are as x is, the other gradients as what they belong to. The workspace is that of three
+// arrays for every thread, of four where the batch is larger than one.
 STATESCAN_EXPORT(int, fft_conv_backward)
 (const void* grad, const void* x, const void* gate, const float* kernel, const float* future, const float* D,
- void* grad_x, void* grad_gate, float* grad_kernel, float* grad_future, float* grad_D, const float* roots1,
- const float* roots2, const float* twist, const float* tilt, float* workspace, int64_t batch, int64_t length,
- int64_t channels, int64_t taps, int64_t ahead, int64_t n1, int64_t n2, int dtype, int threads) {
-    const Plan plan{n1, n2, roots1, roots2, twist, tilt};
-    const auto run = [&](auto type) {
+ void* grad_x, void* grad_gate, float* grad_kernel, float* grad_future, float* grad_D, const int64_t* radices,
+ const float* tables, float* workspace, int64_t radix_count, int64_t batch, int64_t length, int64_t channels,
+ int64_t taps, int64_t ahead, int dtype, int threads) {
+    const Plan plan(radices, radix_count, tables);
+    return run_typed(dtype, [&](auto type) {
         using T = decltype(type);
-        backward(static_cast<const T*>(grad), static_cast<const T*>(x), static_cast<const T*>(gate), kernel, future, D,
-                 static_cast<T*>(grad_x), static_cast<T*>(grad_gate), grad_kernel, grad_future, grad_D, plan, workspace,
-                 batch, length, channels, taps, ahead, threads);
-    };
-    if (dtype == kFloat32) run(float{});
-    if (dtype == kBFloat16) run(bfloat16{});
-    if (dtype == kFloat16) run(float16{});
-    return 0;
+        const auto run = plan.leaf == 64 ? backward<8, T> : backward<4, T>;
+        run(static_cast<const T*>(grad), static_cast<const T*>(x), static_cast<const T*>(gate), kernel, future, D,
+            static_cast<T*>(grad_x), static_cast<T*>(grad_gate), grad_kernel, grad_future, grad_D, plan, workspace, batch,
+            length, channels, taps, ahead, threads);
+    });
 }
 
 }  // namespace STATESCAN_LEVEL

@@ -114,6 +114,20 @@ def test_fft_conv(batch, length, channels, taps, ahead, extras):
     _agree(unpack(ops.fft_conv), unpack(ops.fft_conv_reference), present, tolerance=1e-4)
 
 
+# Every number of passes that a transform can have, of powers of two and of three times one.
+@pytest.mark.parametrize(("batch", "length", "ahead"), [
+    (1, 4097, 0), (2, 7000, 100), (3, 9000, 0), (1, 20_000, 19_999), (2, 40_000, 0), (1, 70_000, 100), (1, 300_000, 0),
+])  # fmt: skip
+def test_fft_conv_of_long_signals(batch, length, ahead):
+    tensors = [_random(batch, length, 5), _random(5, length) / length**0.5, _random(5)]
+    tensors += [_random(5, ahead, seed=4)] if ahead else []
+
+    def run(x, kernel, D, future=None):
+        return ops.fft_conv(x, kernel, D, anticausal_kernel=future)
+
+    _agree(run, run, tensors, tolerance=1e-5)  # the reference is quadratic: float64 goes through torch.fft
+
+
 @given(length=st.integers(1, 40), taps=st.integers(1, 60), seed=st.integers(0, 1000))
 def test_fft_conv_is_causal_and_shift_invariant(length, taps, seed):
     x, kernel = _random(1, length, 2, seed=seed), _random(2, taps, seed=seed + 1)

@@ -190,6 +190,21 @@ inline vfloat exp2(vfloat v) {
 }
 #endif
 
+// 2^(v w). With AVX-512 the product is rounded to sixteenths where it is formed, which saves a multiplication and two
+// more instructions.
+inline vfloat exp2_of_product(vfloat v, vfloat w) {
+#if defined(__AVX512F__)
+    vfloat shifted = v * w + kToSixteenths, reduced = shifted - kToSixteenths, f = v * w - reduced;
+    vfloat table = sixteenth_power((vint)shifted);
+    vfloat p = f * 5.55054100e-2f + 2.40234280e-1f;
+    p = p * f + 6.93147181e-1f;
+    p = table + (table * f) * p;
+    return scale_by_power_of_two(p, reduced);
+#else
+    return exp2(v * w);
+#endif
+}
+
 // cos and sin of 2 pi v, v in turns: whole turns and quarters come off exactly, polynomials on an eighth of a turn.
 inline void cos_sin_turns(vfloat v, vfloat* cosine, vfloat* sine) {
     vfloat quarters = nearest(v * 4.0f), f = v - quarters * 0.25f, q = f * f;

@@ -13,6 +13,15 @@ struct Rows {
     int64_t count() const { return sequences * length; }
 };
 
+// Weights that come next, for work that reads none itself to ask for.
+constexpr int64_t kUpcomingBytes = 128 << 10;
+struct Upcoming {
+    const uint8_t *line, *end;
+    void fetch(int64_t lines) {
+        for (; lines && line < end; --lines, line += kLine) __builtin_prefetch(line, 0, 2);
+    }
+};
+
 struct Worker {
     const Plan& plan;
     const Rows& rows;
@@ -31,6 +40,13 @@ struct Worker {
     // Outputs for the channels of `range`, whose begin is a multiple of kBlock.
     void multiply_channels(const Matrix& w, const Activations& x, Range range, Target to) const {
         product(w, x, {range.begin / kBlock, (range.end + kBlock - 1) / kBlock}, to, scratch);
+    }
+    // The beginning of the thread's share of a matrix.
+    Upcoming upcoming(const Matrix& w) const {
+        const Range blocks = share(blocks_of(w), 1, thread, threads);
+        const int64_t bytes = (blocks.end - blocks.begin) * block_bytes(w);
+        const uint8_t* first = w.data + blocks.begin * block_bytes(w);
+        return {first, first + std::min(bytes, kUpcomingBytes)};
     }
     void add_to_residual(const Matrix& w, const float* x, int64_t ldx) const {
         multiply(w, prepare(w, x, ldx), {rows.residual, rows.dim_stride, true});
@@ -112,7 +128,7 @@ constexpr int64_t kScanRows = 32;
 
 template <int fixed>
 inline void selective_scan(const Worker& w, const Layer& l, float* state, Range channels, const float* selected,
-                           int64_t ld_selected) {
+                           int64_t ld_selected, Upcoming next) {
     const Rows& r = w.rows;
     const int64_t N = fixed ? fixed : l.state_dim, rounded = round_up(l.inner_dim, kBlock);
     // A few positions at a time for all channels, so that rows are read along.
@@ -124,6 +140,7 @@ inline void selective_scan(const Worker& w, const Layer& l, float* state, Range 
             float* h = state + sequence * rounded * N + at;
             const vfloat D = load(l.D + c), bias = load(l.delta_bias + c);
             vfloat held[fixed ? fixed : 1];
+            next.fetch(kBlock);  // as many lines as the memory gives meanwhile
             if (fixed)
                 for (int n = 0; n < fixed; ++n) held[n] = load(h + n * kBlock);
             for (int64_t m = begin; m < end; ++m) {
@@ -178,8 +195,9 @@ inline void run_mamba(const Worker& w, const Layer& l, const LayerState& s) {
     }
     if (count > 1) w.team.wait();
     w.multiply_channels(l.delta, w.prepare(l.delta, selected, width), mine, {r.c, r.wide, false});
-    if (l.state_dim == 16 && kLanes == 16) selective_scan<16>(w, l, s.ssm, whole, selected, width);
-    else selective_scan<0>(w, l, s.ssm, whole, selected, width);
+    const Upcoming next = w.upcoming(l.out);
+    if (l.state_dim == 16 && kLanes == 16) selective_scan<16>(w, l, s.ssm, whole, selected, width, next);
+    else selective_scan<0>(w, l, s.ssm, whole, selected, width, next);
     w.team.wait();
     w.add_to_residual(l.out, r.b, r.wide);
 }

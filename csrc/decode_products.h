@@ -14,13 +14,13 @@ constexpr int kTileRows = kLanes == 16 ? 8 : kLanes == 8 ? 6 : 2;
 constexpr int64_t kLine = 64;  // bytes of a cache line, which is a step of a block in every format
 
 // The panel of weights that comes next. Arithmetic on this one leaves the memory idle: every tile asks for its part, at
-// each step for the line of each block that is then due.
+// each step for as many lines as it reads itself.
 struct Ahead {
     const uint8_t* due;
-    int64_t stride, advance;
-    template <int NB>
+    int64_t advance;
+    template <int lines>
     void fetch() {
-        for (int b = 0; b < NB; ++b) __builtin_prefetch(due + b * stride, 0, 2);
+        for (int i = 0; i < lines; ++i) __builtin_prefetch(due + i * kLine, 0, 2);
         due += advance;
     }
 };
@@ -225,13 +225,11 @@ inline Activations prepare(const Matrix& w, const float* x, int64_t ldx, int64_t
         for (int64_t m = 0; m < rows; ++m)
             s.scales[m] = split_activations(x + m * ldx, depth.begin, depth.end, group, s.of_row(m));
     }
-    if (a.halves) {
-        const int64_t stride = half_stride(a), columns = depth.end - depth.begin;
+#if defined(STATESCAN_BF16)
+    if (a.halves)
         for (int64_t m = 0; m < rows; ++m)
-            for (int64_t k = 0; k < columns; k += kLanes)
-                store_from_float(reinterpret_cast<bfloat16*>(s.half) + m * stride + k,
-                                 load_some(x + m * ldx + depth.begin + k, int(std::min<int64_t>(kLanes, columns - k))));
-    }
+            to_halves(x + m * ldx + depth.begin, depth.end - depth.begin, s.half + m * half_stride(a));
+#endif
     return a;
 }
 
@@ -247,14 +245,7 @@ inline void product_of_one(const Matrix& w, const Activations& a, Range blocks, 
             high_sum += s.high_sums[g];
             low_sum += s.low_sums[g];
         }
-    int64_t b = blocks.begin;
-    for (; (w.format == kWeightsFloat32 || w.format == kWeightsBFloat16) && b + 4 <= blocks.end; b += 4) {
-        Block out[4];
-        if (w.format == kWeightsFloat32) dot_float32_side_by_side<4>(w.data + b * bytes, bytes, x, depth.begin, depth.end, out);
-        else dot_bfloat16_side_by_side<4>(w.data + b * bytes, bytes, x, depth.begin, depth.end, out);
-        for (int i = 0; i < 4; ++i) put(w, b + i, first, out[i], to, 0);
-    }
-    for (; b < blocks.end; ++b) {
+    for (int64_t b = blocks.begin; b < blocks.end; ++b) {
         const uint8_t* block = w.data + b * bytes;
         Block out;
         if (w.format == kWeightsFloat32) {
@@ -294,12 +285,11 @@ inline void with_rows(int64_t rows, const F& f) {
     f(std::integral_constant<int, MR>());
 }
 
-// The panel behind block b (at the end, this one), for the tile from row m on, of so many steps.
-inline Ahead panel_ahead(const Matrix& w, int64_t b, int64_t blocks, int64_t last, int64_t begin_bytes, int64_t steps,
-                         int64_t rows, int64_t m) {
-    const int64_t bytes = block_bytes(w), next = b + 2 * blocks <= last ? b + blocks : b;
-    const int64_t tiles = (rows + kTileRows - 1) / kTileRows, advance = kLine / tiles;
-    return {w.data + next * bytes + begin_bytes + m / kTileRows * steps * advance, bytes, advance};
+// What follows the panel from block b on (at the end, itself), for the tile from row m on, of so many steps.
+inline Ahead panel_ahead(const Matrix& w, int64_t b, int64_t blocks, int64_t last, int64_t steps, int64_t rows, int64_t m) {
+    const int64_t next = b + blocks < last ? b + blocks : b;
+    const int64_t tiles = (rows + kTileRows - 1) / kTileRows, advance = blocks * kLine / tiles;
+    return {w.data + next * block_bytes(w) + m / kTileRows * steps * advance, advance};
 }
 
 template <int NB>
@@ -316,7 +306,7 @@ inline void product_panel(const Matrix& w, int64_t b, int64_t last, const Activa
     for (int64_t m = 0; m < a.rows;) {
         with_rows<kTileRows>(a.rows - m, [&](auto size) {
             constexpr int MR = decltype(size)::value;
-            const Ahead ahead = panel_ahead(w, b, NB, last, begin * 4, steps, a.rows, m);
+            const Ahead ahead = panel_ahead(w, b, NB, last, steps, a.rows, m);
             Block out[NB * MR];
             tile_float32<NB, MR>(panel, stride, a.x + m * a.ldx + a.depth.begin, a.ldx, steps, ahead, out);
             put_tile<NB, MR>(w, b, a.depth.begin == 0, out, to, m);
@@ -332,7 +322,7 @@ STATESCAN_BF16 inline void bfloat16_tiles(const Matrix& w, int64_t b, int64_t la
     const int64_t stride = round_up(w.columns, 2) * kBlock, begin = a.depth.begin * kBlock, ldx = half_stride(a);
     const int64_t depth = round_up(a.depth.end - a.depth.begin, 2);
     const uint16_t* panel = reinterpret_cast<const uint16_t*>(w.data) + b * stride + begin;
-    const Ahead ahead = panel_ahead(w, b, NB, last, begin * 2, depth / 2, a.rows, m);
+    const Ahead ahead = panel_ahead(w, b, NB, last, depth / 2, a.rows, m);
     Block out[NB * MR];
     tile_bfloat16<NB, MR>(panel, stride, s.half + m * ldx, ldx, depth, ahead, out);
     put_tile<NB, MR>(w, b, a.depth.begin == 0, out, to, m);

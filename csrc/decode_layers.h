@@ -124,43 +124,64 @@ inline void convolve(const Rows& r, const float* weight, const float* bias, floa
 // ---- Mamba: in, gate (rows of z), conv, select (delta, B, C), delta, A times log2(e) and the state laid out
 // [channels / 16][state_dim][16], D, delta_bias, out ------------------------------------------------------------
 
-constexpr int64_t kScanRows = 32;
+constexpr int64_t kScanRows = 16;
 
+// Rows [begin, end) of one sequence, whose steps are in r.c; y in place of x.
 template <int fixed>
-inline void selective_scan(const Worker& w, const Layer& l, float* state, Range channels, const float* selected,
-                           int64_t ld_selected, Upcoming next) {
+inline void scan_states(const Worker& w, const Layer& l, float* state, Range channels, int64_t begin, int64_t end,
+                        const float* selected, int64_t ld_selected, Upcoming& next) {
     const Rows& r = w.rows;
-    const int64_t N = fixed ? fixed : l.state_dim, rounded = round_up(l.inner_dim, kBlock);
-    // A few positions at a time for all channels, so that rows are read along.
+    const int64_t N = fixed ? fixed : l.state_dim;
+    for (int64_t c = channels.begin; c < channels.end; c += kLanes) {
+        const int64_t at = c / kBlock * kBlock * N + c % kBlock;
+        const float* A = l.A + at;
+        float* h = state + at;
+        const vfloat D = load(l.D + c);
+        vfloat held[fixed ? fixed : 1];
+        next.fetch(kBlock);  // as many lines as the memory gives meanwhile
+        if (fixed)
+            for (int n = 0; n < fixed; ++n) held[n] = load(h + n * kBlock);
+        for (int64_t m = begin; m < end; ++m) {
+            const float *B = selected + m * ld_selected + l.rank, *C = B + N;
+            const vfloat x = load(r.b + m * r.wide + c), delta = load(r.c + m * r.wide + c), drive = delta * x;
+            vfloat y = D * x;
+#pragma GCC unroll 16
+            for (int64_t n = 0; n < N; ++n) {
+                const vfloat before = fixed ? held[fixed ? n : 0] : load(h + n * kBlock);
+                const vfloat after = decay(before, delta, load(A + n * kBlock)) + drive * B[n];
+                if (fixed) held[fixed ? n : 0] = after;
+                else store(h + n * kBlock, after);
+                y += after * C[n];
+            }
+            store(r.b + m * r.wide + c, y);
+        }
+        if (fixed)
+            for (int n = 0; n < fixed; ++n) store(h + n * kBlock, held[n]);
+    }
+}
+
+// A few positions at a time for all channels, so that rows are read along; and steps and gates by themselves, since the
+// states of one position keep the processor from seeing the next one's.
+inline void selective_scan(const Worker& w, const Layer& l, float* states, Range channels, const float* selected,
+                           int64_t ld_selected) {
+    const Rows& r = w.rows;
+    const int64_t rounded = round_up(l.inner_dim, kBlock);
+    const bool sixteen = l.state_dim == 16 && kLanes == 16;
+    Upcoming next = w.upcoming(l.out);
     for (int64_t begin = 0; begin < r.count();) {
         const int64_t sequence = begin / r.length, end = std::min(begin + kScanRows, (sequence + 1) * r.length);
-        for (int64_t c = channels.begin; c < channels.end; c += kLanes) {
-            const int64_t at = c / kBlock * kBlock * N + c % kBlock;
-            const float* A = l.A + at;
-            float* h = state + sequence * rounded * N + at;
-            const vfloat D = load(l.D + c), bias = load(l.delta_bias + c);
-            vfloat held[fixed ? fixed : 1];
-            next.fetch(kBlock);  // as many lines as the memory gives meanwhile
-            if (fixed)
-                for (int n = 0; n < fixed; ++n) held[n] = load(h + n * kBlock);
-            for (int64_t m = begin; m < end; ++m) {
-                const float *B = selected + m * ld_selected + l.rank, *C = B + N;
-                const vfloat x = load(r.b + m * r.wide + c), delta = softplus(load(r.c + m * r.wide + c) + bias);
-                const vfloat drive = delta * x;
-                vfloat y = D * x;
-#pragma GCC unroll 16
-                for (int64_t n = 0; n < N; ++n) {
-                    const vfloat before = fixed ? held[fixed ? n : 0] : load(h + n * kBlock);
-                    const vfloat after = exp2_of_product(delta, load(A + n * kBlock)) * before + drive * B[n];
-                    if (fixed) held[fixed ? n : 0] = after;
-                    else store(h + n * kBlock, after);
-                    y += after * C[n];
-                }
-                store(r.b + m * r.wide + c, y * silu(load(r.a + m * r.wide + rounded + c)));
+        for (int64_t m = begin; m < end; ++m)
+            for (int64_t c = channels.begin; c < channels.end; c += kLanes) {
+                float* step = r.c + m * r.wide + c;
+                store(step, softplus(load(step) + load(l.delta_bias + c)));
             }
-            if (fixed)
-                for (int n = 0; n < fixed; ++n) store(h + n * kBlock, held[n]);
-        }
+        float* state = states + sequence * rounded * l.state_dim;
+        (sixteen ? scan_states<16> : scan_states<0>)(w, l, state, channels, begin, end, selected, ld_selected, next);
+        for (int64_t m = begin; m < end; ++m)
+            for (int64_t c = channels.begin; c < channels.end; c += kLanes) {
+                float* y = r.b + m * r.wide + c;
+                store(y, load(y) * silu(load(r.a + m * r.wide + rounded + c)));
+            }
         begin = end;
     }
 }
@@ -195,9 +216,7 @@ inline void run_mamba(const Worker& w, const Layer& l, const LayerState& s) {
     }
     if (count > 1) w.team.wait();
     w.multiply_channels(l.delta, w.prepare(l.delta, selected, width), mine, {r.c, r.wide, false});
-    const Upcoming next = w.upcoming(l.out);
-    if (l.state_dim == 16 && kLanes == 16) selective_scan<16>(w, l, s.ssm, whole, selected, width, next);
-    else selective_scan<0>(w, l, s.ssm, whole, selected, width, next);
+    selective_scan(w, l, s.ssm, whole, selected, width);
     w.team.wait();
     w.add_to_residual(l.out, r.b, r.wide);
 }

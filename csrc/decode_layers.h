@@ -13,14 +13,7 @@ struct Rows {
     int64_t count() const { return sequences * length; }
 };
 
-// Weights that come next, for work that reads none itself to ask for.
 constexpr int64_t kUpcomingBytes = 128 << 10;
-struct Upcoming {
-    const uint8_t *line, *end;
-    void fetch(int64_t lines) {
-        for (; lines && line < end; --lines, line += kLine) __builtin_prefetch(line, 0, 2);
-    }
-};
 
 struct Worker {
     const Plan& plan;
@@ -48,9 +41,11 @@ struct Worker {
         const uint8_t* first = w.data + blocks.begin * block_bytes(w);
         return {first, first + std::min(bytes, kUpcomingBytes)};
     }
-    void add_to_residual(const Matrix& w, const float* x, int64_t ldx) const {
-        multiply(w, prepare(w, x, ldx), {rows.residual, rows.dim_stride, true});
-        team.wait();
+    // The end of a layer: what its last product adds, while the next layer's first is asked for.
+    void add_to_residual(const Layer& l, const float* x, int64_t ldx) const {
+        multiply(l.out, prepare(l.out, x, ldx), {rows.residual, rows.dim_stride, true});
+        const Layer* next = &l + 1;
+        team.wait(upcoming(next < plan.layers + plan.depth ? next->in : plan.head));
     }
 };
 
@@ -198,7 +193,7 @@ inline void run_mamba(const Worker& w, const Layer& l, const LayerState& s) {
     // Each thread multiplies the channels it has just made; the sum over threads comes after they have met.
     float* part = r.partial + w.thread * count * width;
     product(l.select, w.prepare(l.select, r.b, r.wide, mine), {0, blocks_of(l.select)}, {part, width, false}, w.scratch);
-    w.team.wait();
+    w.team.wait(w.upcoming(l.delta));
     const Range summed = count == 1 ? Range{0, 1} : share(count, 1, w.thread, w.threads);
     float* selected = count == 1 ? w.scratch.row : r.partial + w.threads * count * width;
     for (int64_t m = summed.begin; m < summed.end; ++m) {
@@ -218,7 +213,7 @@ inline void run_mamba(const Worker& w, const Layer& l, const LayerState& s) {
     w.multiply_channels(l.delta, w.prepare(l.delta, selected, width), mine, {r.c, r.wide, false});
     selective_scan(w, l, s.ssm, whole, selected, width);
     w.team.wait();
-    w.add_to_residual(l.out, r.b, r.wide);
+    w.add_to_residual(l, r.b, r.wide);
 }
 
 // ---- Mamba-2: in (gate of the MLP, MLP, z, x B C, delta), conv over x B C, A, D a channel, delta_bias; inner_dim
@@ -305,14 +300,14 @@ inline void run_mamba2(const Worker& w, const Layer& l, const LayerState& s) {
     w.team.wait();
     if (count == 1) {
         finish_dual(l, r.a, r.c, w.scratch.row);
-        w.add_to_residual(l.out, w.scratch.row, 0);
+        w.add_to_residual(l, w.scratch.row, 0);
         return;
     }
     const Range mine = share(count, 1, w.thread, w.threads);
     for (int64_t m = mine.begin; m < mine.end; ++m)
         finish_dual(l, r.a + m * r.wide, r.c + m * r.wide, r.b + m * r.wide);
     w.team.wait();
-    w.add_to_residual(l.out, r.b, r.wide);
+    w.add_to_residual(l, r.b, r.wide);
 }
 
 // ---- attention: in (queries, keys, values, and value and gate of an MLP of mlp_dim), conv without activation or none
@@ -407,7 +402,7 @@ inline void run_attention(const Worker& w, const Layer& l, const LayerState& s) 
         }
     }
     w.team.wait();
-    w.add_to_residual(l.out, r.c, r.wide);
+    w.add_to_residual(l, r.c, r.wide);
 }
 
 // ---- gated MLP: in (values), gate, out ----------------------------------------------------------------------------
@@ -424,7 +419,7 @@ inline void run_mlp(const Worker& w, const Layer& l) {
             store(value, load(value) * silu(load(r.b + m * r.wide + c)));
         }
     w.team.wait();
-    w.add_to_residual(l.out, r.a, r.wide);
+    w.add_to_residual(l, r.a, r.wide);
 }
 
 }  // namespace STATESCAN_LEVEL

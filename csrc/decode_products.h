@@ -11,8 +11,6 @@ namespace STATESCAN_LEVEL {
 constexpr int kTileBlocks = kLanes == 16 ? 3 : 1;
 constexpr int kTileRows = kLanes == 16 ? 8 : kLanes == 8 ? 6 : 2;
 
-constexpr int64_t kLine = 64;  // bytes of a cache line, which is a step of a block in every format
-
 // The panel of weights that comes next. Arithmetic on this one leaves the memory idle: every tile asks for its part, at
 // each step for as many lines as it reads itself.
 struct Ahead {

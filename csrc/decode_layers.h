@@ -13,7 +13,7 @@ struct Rows {
     int64_t count() const { return sequences * length; }
 };
 
-constexpr int64_t kUpcomingBytes = 128 << 10;
+constexpr int64_t kUpcomingBytes = 128 << 10;  // a part of the second-level cache
 
 struct Worker {
     const Plan& plan;
@@ -25,7 +25,9 @@ struct Worker {
     Activations prepare(const Matrix& w, const float* x, int64_t ldx, Range depth) const {
         return STATESCAN_LEVEL::prepare(w, x, ldx, rows.count(), depth, scratch, plan.dot_bfloat16 != 0);
     }
-    Activations prepare(const Matrix& w, const float* x, int64_t ldx) const { return prepare(w, x, ldx, {0, w.columns}); }
+    Activations prepare(const Matrix& w, const float* x, int64_t ldx) const {
+        return prepare(w, x, ldx, {0, w.columns});
+    }
     // The thread's share of a product's outputs.
     void multiply(const Matrix& w, const Activations& x, Target to) const {
         product(w, x, share(blocks_of(w), 1, thread, threads), to, scratch);
@@ -143,7 +145,7 @@ inline void scan_states(const Worker& w, const Layer& l, float* state, Range cha
 #pragma GCC unroll 16
             for (int64_t n = 0; n < N; ++n) {
                 const vfloat before = fixed ? held[fixed ? n : 0] : load(h + n * kBlock);
-                const vfloat after = decay(before, delta, load(A + n * kBlock)) + drive * B[n];
+                const vfloat after = exp2(delta * load(A + n * kBlock)) * before + drive * B[n];
                 if (fixed) held[fixed ? n : 0] = after;
                 else store(h + n * kBlock, after);
                 y += after * C[n];
@@ -192,7 +194,8 @@ inline void run_mamba(const Worker& w, const Layer& l, const LayerState& s) {
     convolve(r, l.conv_weight, l.conv_bias, s.conv, l.taps, l.inner_dim, mine, r.a, r.wide, r.b, r.wide, true);
     // Each thread multiplies the channels it has just made; the sum over threads comes after they have met.
     float* part = r.partial + w.thread * count * width;
-    product(l.select, w.prepare(l.select, r.b, r.wide, mine), {0, blocks_of(l.select)}, {part, width, false}, w.scratch);
+    const Activations made = w.prepare(l.select, r.b, r.wide, mine);
+    product(l.select, made, {0, blocks_of(l.select)}, {part, width, false}, w.scratch);
     w.team.wait(w.upcoming(l.delta));
     const Range summed = count == 1 ? Range{0, 1} : share(count, 1, w.thread, w.threads);
     float* selected = count == 1 ? w.scratch.row : r.partial + w.threads * count * width;

@@ -24,7 +24,8 @@ struct Ahead {
 };
 
 template <int NB, int MR>
-inline void tile_float32(const float* w, int64_t stride, const float* x, int64_t ldx, int64_t depth, Ahead ahead, Block* out) {
+inline void tile_float32(const float* w, int64_t stride, const float* x, int64_t ldx, int64_t depth, Ahead ahead,
+                         Block* out) {
     vfloat sums[MR][NB][kPartsOfBlock] = {};
     // Few addresses, which the processor's own arithmetic takes from row to row.
     const float* upper = x + MR / 2 * ldx;
@@ -284,7 +285,8 @@ inline void with_rows(int64_t rows, const F& f) {
 }
 
 // What follows the panel from block b on (at the end, itself), for the tile from row m on, of so many steps.
-inline Ahead panel_ahead(const Matrix& w, int64_t b, int64_t blocks, int64_t last, int64_t steps, int64_t rows, int64_t m) {
+inline Ahead panel_ahead(const Matrix& w, int64_t b, int64_t blocks, int64_t last, int64_t steps, int64_t rows,
+                         int64_t m) {
     const int64_t next = b + blocks < last ? b + blocks : b;
     const int64_t tiles = (rows + kTileRows - 1) / kTileRows, advance = blocks * kLine / tiles;
     return {w.data + next * block_bytes(w) + m / kTileRows * steps * advance, advance};
@@ -304,7 +306,8 @@ inline void product_panel(const Matrix& w, int64_t b, int64_t last, const Activa
     for (int64_t m = 0; m < a.rows;) {
         with_rows<kTileRows>(a.rows - m, [&](auto size) {
             constexpr int MR = decltype(size)::value;
-            const Ahead ahead = panel_ahead(w, b, NB, last, steps, a.rows, m);
+            // What is unpacked first comes from memory then.
+            const Ahead ahead = panel == s.panel ? Ahead{w.data, 0} : panel_ahead(w, b, NB, last, steps, a.rows, m);
             Block out[NB * MR];
             tile_float32<NB, MR>(panel, stride, a.x + m * a.ldx + a.depth.begin, a.ldx, steps, ahead, out);
             put_tile<NB, MR>(w, b, a.depth.begin == 0, out, to, m);
@@ -369,7 +372,7 @@ inline void product_panel_quantised(const Matrix& w, int64_t b, const Activation
 }
 #endif
 
-// A panel of so many blocks, from number b on; the product's end before block `last`.
+// A panel of so many blocks from number b on, of a product that ends before block `last`.
 template <int NB>
 inline void product_panel_of(const Matrix& w, int64_t b, int64_t last, const Activations& a, const Target& to,
                              const Scratch& s) {

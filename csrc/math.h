@@ -190,19 +190,6 @@ inline vfloat exp2(vfloat v) {
 }
 #endif
 
-// h 2^(v w), in fewer instructions than by itself: the product is rounded to sixteenths where it is formed, and h meets
-// the power of two beside the polynomial.
-inline vfloat decay(vfloat h, vfloat v, vfloat w) {
-#if defined(__AVX512F__)
-    const vfloat shifted = v * w + kToSixteenths, reduced = shifted - kToSixteenths, f = v * w - reduced;
-    vfloat p = f * 5.55054100e-2f + 2.40234280e-1f;
-    p = p * f + 6.93147181e-1f;
-    return (p * f + 1.0f) * (h * scale_by_power_of_two(sixteenth_power((vint)shifted), reduced));
-#else
-    return h * exp2(v * w);
-#endif
-}
-
 // cos and sin of 2 pi v, v in turns: whole turns and quarters come off exactly, polynomials on an eighth of a turn.
 inline void cos_sin_turns(vfloat v, vfloat* cosine, vfloat* sine) {
     vfloat quarters = nearest(v * 4.0f), f = v - quarters * 0.25f, q = f * f;

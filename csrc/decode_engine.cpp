@@ -6,6 +6,8 @@
 namespace STATESCAN_LEVEL {
 namespace {
 
+constexpr int64_t kOddLine = 16;  // floats in a cache line; kUnit is an even number of lines
+
 // Sizes of the workspace, which Python allocates once, zeroed.
 struct Sizes {
     int64_t rows, dim, wide, partial, widest, scores;
@@ -26,6 +28,9 @@ Sizes measure(const Plan& plan, int64_t rows, int64_t scores, int threads) {
         }
     }
     z.widest = std::max(z.widest, z.partial);
+    // Rows that lie a power of two apart would all fall into the same few places of the cache.
+    z.dim += kOddLine;
+    z.wide += kOddLine;
     return z;
 }
 
@@ -97,8 +102,9 @@ void finish(const Worker& w, int64_t last, float* logits) {
     }
     if (wanted > 1) w.team.wait();
     const Range blocks = share(blocks_of(w.plan.head), 1, w.thread, w.threads);
-    product(w.plan.head, features, r.dim_stride, wanted, {0, w.plan.head.columns}, blocks, {logits, stride, false}, w.scratch,
-            w.plan.dot_bfloat16 != 0);
+    const Activations x = prepare(w.plan.head, features, r.dim_stride, wanted, {0, w.plan.head.columns}, w.scratch,
+                                  w.plan.dot_bfloat16 != 0);
+    product(w.plan.head, x, blocks, {logits, stride, false}, w.scratch);
 }
 
 void work(const Worker& w, const LayerState* states, const int64_t* tokens, int64_t last, float* logits) {

@@ -13,6 +13,8 @@ struct Rows {
     int64_t count() const { return sequences * length; }
 };
 
+constexpr int64_t kUpcomingBytes = 128 << 10;  // a part of the second-level cache
+
 struct Worker {
     const Plan& plan;
     const Rows& rows;
@@ -20,20 +22,32 @@ struct Worker {
     Team& team;
     int thread, threads;
 
-    void multiply(const Matrix& w, const float* x, int64_t ldx, Range depth, Range blocks, Target to) const {
-        product(w, x, ldx, rows.count(), depth, blocks, to, scratch, plan.dot_bfloat16 != 0);
+    Activations prepare(const Matrix& w, const float* x, int64_t ldx, Range depth) const {
+        return STATESCAN_LEVEL::prepare(w, x, ldx, rows.count(), depth, scratch, plan.dot_bfloat16 != 0);
     }
-    // The thread's share of a product's outputs, all of its inputs.
-    void multiply(const Matrix& w, const float* x, int64_t ldx, Target to) const {
-        multiply(w, x, ldx, {0, w.columns}, share(blocks_of(w), 1, thread, threads), to);
+    Activations prepare(const Matrix& w, const float* x, int64_t ldx) const {
+        return prepare(w, x, ldx, {0, w.columns});
+    }
+    // The thread's share of a product's outputs.
+    void multiply(const Matrix& w, const Activations& x, Target to) const {
+        product(w, x, share(blocks_of(w), 1, thread, threads), to, scratch);
     }
     // Outputs for the channels of `range`, whose begin is a multiple of kBlock.
-    void multiply_channels(const Matrix& w, const float* x, int64_t ldx, Range range, Target to) const {
-        multiply(w, x, ldx, {0, w.columns}, {range.begin / kBlock, (range.end + kBlock - 1) / kBlock}, to);
+    void multiply_channels(const Matrix& w, const Activations& x, Range range, Target to) const {
+        product(w, x, {range.begin / kBlock, (range.end + kBlock - 1) / kBlock}, to, scratch);
     }
-    void add_to_residual(const Matrix& w, const float* x, int64_t ldx) const {
-        multiply(w, x, ldx, {rows.residual, rows.dim_stride, true});
-        team.wait();
+    // The beginning of the thread's share of a matrix.
+    Upcoming upcoming(const Matrix& w) const {
+        const Range blocks = share(blocks_of(w), 1, thread, threads);
+        const int64_t bytes = (blocks.end - blocks.begin) * block_bytes(w);
+        const uint8_t* first = w.data + blocks.begin * block_bytes(w);
+        return {first, first + std::min(bytes, kUpcomingBytes)};
+    }
+    // The end of a layer: what its last product adds, while the next layer's first is asked for.
+    void add_to_residual(const Layer& l, const float* x, int64_t ldx) const {
+        multiply(l.out, prepare(l.out, x, ldx), {rows.residual, rows.dim_stride, true});
+        const Layer* next = &l + 1;
+        team.wait(upcoming(next < plan.layers + plan.depth ? next->in : plan.head));
     }
 };
 
@@ -62,19 +76,19 @@ inline void normalise(const Norm& norm, const float* x, float* y, int64_t dim) {
     }
 }
 
-// The layer's input: one row is normalised by every thread for itself, many are shared out.
-inline const float* normed_rows(const Worker& w, const Norm& norm, int64_t* stride) {
+// The layer's input, ready for its projections: one row is normalised by every thread for itself, many are shared out.
+inline Activations normed_rows(const Worker& w, const Layer& l) {
     const Rows& r = w.rows;
-    *stride = r.dim_stride;
+    const Norm& norm = l.norm;
     if (r.count() == 1) {
         normalise(norm, r.residual, w.scratch.row, w.plan.dim);
-        return w.scratch.row;
+        return w.prepare(l.in, w.scratch.row, r.dim_stride);
     }
     const Range mine = share(r.count(), 1, w.thread, w.threads);
     for (int64_t m = mine.begin; m < mine.end; ++m)
         normalise(norm, r.residual + m * r.dim_stride, r.normed + m * r.dim_stride, w.plan.dim);
     w.team.wait();
-    return r.normed;
+    return w.prepare(l.in, r.normed, r.dim_stride);
 }
 
 // y = (silu of) the causal convolution of x over positions, for channels of `range`; leaves the last inputs in `state`.
@@ -85,23 +99,21 @@ inline void convolve(const Rows& r, const float* weight, const float* bias, floa
         float* past = state + sequence * kept * channels;
         const float* in = x + sequence * r.length * ldx;
         float* out = y + sequence * r.length * ldy;
-        for (int64_t c = range.begin; c < range.end; c += kLanes) {
-            const int some = int(std::min<int64_t>(kLanes, range.end - c));
-            const vfloat offset = bias ? load_some(bias + c, some) : vfloat{};
-            for (int64_t t = 0; t < r.length; ++t) {
-                vfloat sum = offset;
+        for (int64_t t = 0; t < r.length; ++t)
+            for (int64_t c = range.begin; c < range.end; c += kLanes) {
+                const int some = int(std::min<int64_t>(kLanes, range.end - c));
+                vfloat sum = bias ? load_some(bias + c, some) : vfloat{};
                 for (int64_t k = 0; k < taps; ++k) {
                     const int64_t at = t + k - kept;
-                    const float* from = at < 0 ? past + (at + kept) * channels + c : in + at * ldx + c;
-                    sum += load_some(weight + k * channels + c, some) * load_some(from, some);
+                    const float* from = at < 0 ? past + (at + kept) * channels : in + at * ldx;
+                    sum += load_some(weight + k * channels + c, some) * load_some(from + c, some);
                 }
                 store_some(out + t * ldy + c, activate ? silu(sum) : sum, some);
             }
-            for (int64_t k = 0; k < kept; ++k) {  // from the oldest on: each is read before it is written
-                const int64_t at = r.length + k - kept;
-                const float* from = at < 0 ? past + (at + kept) * channels + c : in + at * ldx + c;
-                store_some(past + k * channels + c, load_some(from, some), some);
-            }
+        for (int64_t k = 0; k < kept; ++k) {  // from the oldest on: each is read before it is written
+            const int64_t at = r.length + k - kept;
+            const float* from = at < 0 ? past + (at + kept) * channels : in + at * ldx;
+            std::memmove(past + k * channels + range.begin, from + range.begin, 4 * (range.end - range.begin));
         }
     }
 }
@@ -109,37 +121,66 @@ inline void convolve(const Rows& r, const float* weight, const float* bias, floa
 // ---- Mamba: in, gate (rows of z), conv, select (delta, B, C), delta, A times log2(e) and the state laid out
 // [channels / 16][state_dim][16], D, delta_bias, out ------------------------------------------------------------
 
+constexpr int64_t kScanRows = 16;
+
+// Rows [begin, end) of one sequence, whose steps are in r.c; y in place of x.
 template <int fixed>
-inline void selective_scan(const Worker& w, const Layer& l, float* state, Range channels, const float* selected,
+inline void scan_states(const Worker& w, const Layer& l, float* state, Range channels, int64_t begin, int64_t end,
+                        const float* selected, int64_t ld_selected, Upcoming& next) {
+    const Rows& r = w.rows;
+    const int64_t N = fixed ? fixed : l.state_dim;
+    for (int64_t c = channels.begin; c < channels.end; c += kLanes) {
+        const int64_t at = c / kBlock * kBlock * N + c % kBlock;
+        const float* A = l.A + at;
+        float* h = state + at;
+        const vfloat D = load(l.D + c);
+        vfloat held[fixed ? fixed : 1];
+        next.fetch(kBlock);  // as many lines as the memory gives meanwhile
+        if (fixed)
+            for (int n = 0; n < fixed; ++n) held[n] = load(h + n * kBlock);
+        for (int64_t m = begin; m < end; ++m) {
+            const float *B = selected + m * ld_selected + l.rank, *C = B + N;
+            const vfloat x = load(r.b + m * r.wide + c), delta = load(r.c + m * r.wide + c), drive = delta * x;
+            vfloat y = D * x;
+#pragma GCC unroll 16
+            for (int64_t n = 0; n < N; ++n) {
+                const vfloat before = fixed ? held[fixed ? n : 0] : load(h + n * kBlock);
+                const vfloat after = exp2(delta * load(A + n * kBlock)) * before + drive * B[n];
+                if (fixed) held[fixed ? n : 0] = after;
+                else store(h + n * kBlock, after);
+                y += after * C[n];
+            }
+            store(r.b + m * r.wide + c, y);
+        }
+        if (fixed)
+            for (int n = 0; n < fixed; ++n) store(h + n * kBlock, held[n]);
+    }
+}
+
+// A few positions at a time for all channels, so that rows are read along; and steps and gates by themselves, since the
+// states of one position keep the processor from seeing the next one's.
+inline void selective_scan(const Worker& w, const Layer& l, float* states, Range channels, const float* selected,
                            int64_t ld_selected) {
     const Rows& r = w.rows;
-    const int64_t N = fixed ? fixed : l.state_dim, rounded = round_up(l.inner_dim, kBlock);
-    for (int64_t sequence = 0; sequence < r.sequences; ++sequence)
-        for (int64_t c = channels.begin; c < channels.end; c += kLanes) {
-            const int64_t at = c / kBlock * kBlock * N + c % kBlock;
-            const float* A = l.A + at;
-            float* h = state + sequence * rounded * N + at;
-            const vfloat D = load(l.D + c), bias = load(l.delta_bias + c);
-            vfloat held[fixed ? fixed : 1];
-            if (fixed)
-                for (int n = 0; n < fixed; ++n) held[n] = load(h + n * kBlock);
-            for (int64_t m = sequence * r.length; m < (sequence + 1) * r.length; ++m) {
-                const float *B = selected + m * ld_selected + l.rank, *C = B + N;
-                const vfloat x = load(r.b + m * r.wide + c), delta = softplus(load(r.c + m * r.wide + c) + bias);
-                const vfloat drive = delta * x;
-                vfloat y = D * x;
-                for (int64_t n = 0; n < N; ++n) {
-                    const vfloat before = fixed ? held[fixed ? n : 0] : load(h + n * kBlock);
-                    const vfloat after = exp2(delta * load(A + n * kBlock)) * before + drive * B[n];
-                    if (fixed) held[fixed ? n : 0] = after;
-                    else store(h + n * kBlock, after);
-                    y += after * C[n];
-                }
-                store(r.b + m * r.wide + c, y * silu(load(r.a + m * r.wide + rounded + c)));
+    const int64_t rounded = round_up(l.inner_dim, kBlock);
+    const bool sixteen = l.state_dim == 16 && kLanes == 16;
+    Upcoming next = w.upcoming(l.out);
+    for (int64_t begin = 0; begin < r.count();) {
+        const int64_t sequence = begin / r.length, end = std::min(begin + kScanRows, (sequence + 1) * r.length);
+        for (int64_t m = begin; m < end; ++m)
+            for (int64_t c = channels.begin; c < channels.end; c += kLanes) {
+                float* step = r.c + m * r.wide + c;
+                store(step, softplus(load(step) + load(l.delta_bias + c)));
             }
-            if (fixed)
-                for (int n = 0; n < fixed; ++n) store(h + n * kBlock, held[n]);
-        }
+        float* state = states + sequence * rounded * l.state_dim;
+        (sixteen ? scan_states<16> : scan_states<0>)(w, l, state, channels, begin, end, selected, ld_selected, next);
+        for (int64_t m = begin; m < end; ++m)
+            for (int64_t c = channels.begin; c < channels.end; c += kLanes) {
+                float* y = r.b + m * r.wide + c;
+                store(y, load(y) * silu(load(r.a + m * r.wide + rounded + c)));
+            }
+        begin = end;
+    }
 }
 
 inline void run_mamba(const Worker& w, const Layer& l, const LayerState& s) {
@@ -147,15 +188,15 @@ inline void run_mamba(const Worker& w, const Layer& l, const LayerState& s) {
     const int64_t count = r.count(), rounded = round_up(l.inner_dim, kBlock), width = r.partial_width;
     const Range mine = share(l.inner_dim, kUnit, w.thread, w.threads);
     const Range whole = {mine.begin, round_up(mine.end, kBlock)};
-    int64_t stride;
-    const float* x = normed_rows(w, l.norm, &stride);
-    w.multiply_channels(l.in, x, stride, mine, {r.a, r.wide, false});
-    w.multiply_channels(l.gate, x, stride, mine, {r.a + rounded, r.wide, false});
+    const Activations x = normed_rows(w, l);
+    w.multiply_channels(l.in, x, mine, {r.a, r.wide, false});
+    w.multiply_channels(l.gate, x, mine, {r.a + rounded, r.wide, false});
     convolve(r, l.conv_weight, l.conv_bias, s.conv, l.taps, l.inner_dim, mine, r.a, r.wide, r.b, r.wide, true);
     // Each thread multiplies the channels it has just made; the sum over threads comes after they have met.
     float* part = r.partial + w.thread * count * width;
-    w.multiply(l.select, r.b, r.wide, mine, {0, blocks_of(l.select)}, {part, width, false});
-    w.team.wait();
+    const Activations made = w.prepare(l.select, r.b, r.wide, mine);
+    product(l.select, made, {0, blocks_of(l.select)}, {part, width, false}, w.scratch);
+    w.team.wait(w.upcoming(l.delta));
     const Range summed = count == 1 ? Range{0, 1} : share(count, 1, w.thread, w.threads);
     float* selected = count == 1 ? w.scratch.row : r.partial + w.threads * count * width;
     for (int64_t m = summed.begin; m < summed.end; ++m) {
@@ -172,11 +213,10 @@ inline void run_mamba(const Worker& w, const Layer& l, const LayerState& s) {
         }
     }
     if (count > 1) w.team.wait();
-    w.multiply_channels(l.delta, selected, width, mine, {r.c, r.wide, false});
-    if (l.state_dim == 16 && kLanes == 16) selective_scan<16>(w, l, s.ssm, whole, selected, width);
-    else selective_scan<0>(w, l, s.ssm, whole, selected, width);
+    w.multiply_channels(l.delta, w.prepare(l.delta, selected, width), mine, {r.c, r.wide, false});
+    selective_scan(w, l, s.ssm, whole, selected, width);
     w.team.wait();
-    w.add_to_residual(l.out, r.b, r.wide);
+    w.add_to_residual(l, r.b, r.wide);
 }
 
 // ---- Mamba-2: in (gate of the MLP, MLP, z, x B C, delta), conv over x B C, A, D a channel, delta_bias; inner_dim
@@ -253,9 +293,8 @@ inline void run_mamba2(const Worker& w, const Layer& l, const LayerState& s) {
     const Rows& r = w.rows;
     const int64_t count = r.count(), convolved = l.inner_dim + 2 * l.groups * l.state_dim;
     const int64_t at_conv = 2 * l.mlp_dim + l.inner_dim, at_delta = at_conv + convolved;
-    int64_t stride;
-    const float* x = normed_rows(w, l.norm, &stride);
-    w.multiply(l.in, x, stride, {r.a, r.wide, false});
+    const Activations x = normed_rows(w, l);
+    w.multiply(l.in, x, {r.a, r.wide, false});
     w.team.wait();
     convolve(r, l.conv_weight, l.conv_bias, s.conv, l.taps, convolved, share(convolved, kBlock, w.thread, w.threads),
              r.a + at_conv, r.wide, r.b, r.wide, true);
@@ -264,14 +303,14 @@ inline void run_mamba2(const Worker& w, const Layer& l, const LayerState& s) {
     w.team.wait();
     if (count == 1) {
         finish_dual(l, r.a, r.c, w.scratch.row);
-        w.add_to_residual(l.out, w.scratch.row, 0);
+        w.add_to_residual(l, w.scratch.row, 0);
         return;
     }
     const Range mine = share(count, 1, w.thread, w.threads);
     for (int64_t m = mine.begin; m < mine.end; ++m)
         finish_dual(l, r.a + m * r.wide, r.c + m * r.wide, r.b + m * r.wide);
     w.team.wait();
-    w.add_to_residual(l.out, r.b, r.wide);
+    w.add_to_residual(l, r.b, r.wide);
 }
 
 // ---- attention: in (queries, keys, values, and value and gate of an MLP of mlp_dim), conv without activation or none
@@ -326,9 +365,8 @@ inline void run_attention(const Worker& w, const Layer& l, const LayerState& s) 
     const Rows& r = w.rows;
     const int64_t count = r.count(), P = l.head_dim, repeats = l.heads / l.kv_heads;
     const int64_t qkv = P * (l.heads + 2 * l.kv_heads);
-    int64_t stride;
-    const float* x = normed_rows(w, l.norm, &stride);
-    w.multiply(l.in, x, stride, {r.a, r.wide, false});
+    const Activations x = normed_rows(w, l);
+    w.multiply(l.in, x, {r.a, r.wide, false});
     w.team.wait();
     float* projected = r.a;
     if (l.taps) {
@@ -367,7 +405,7 @@ inline void run_attention(const Worker& w, const Layer& l, const LayerState& s) 
         }
     }
     w.team.wait();
-    w.add_to_residual(l.out, r.c, r.wide);
+    w.add_to_residual(l, r.c, r.wide);
 }
 
 // ---- gated MLP: in (values), gate, out ----------------------------------------------------------------------------
@@ -375,17 +413,16 @@ inline void run_attention(const Worker& w, const Layer& l, const LayerState& s) 
 inline void run_mlp(const Worker& w, const Layer& l) {
     const Rows& r = w.rows;
     const Range mine = share(l.mlp_dim, kUnit, w.thread, w.threads);
-    int64_t stride;
-    const float* x = normed_rows(w, l.norm, &stride);
-    w.multiply_channels(l.in, x, stride, mine, {r.a, r.wide, false});
-    w.multiply_channels(l.gate, x, stride, mine, {r.b, r.wide, false});
+    const Activations x = normed_rows(w, l);
+    w.multiply_channels(l.in, x, mine, {r.a, r.wide, false});
+    w.multiply_channels(l.gate, x, mine, {r.b, r.wide, false});
     for (int64_t m = 0; m < r.count(); ++m)
         for (int64_t c = mine.begin; c < mine.end; c += kLanes) {  // up to the end of a block: buffers are that wide
             float* value = r.a + m * r.wide + c;
             store(value, load(value) * silu(load(r.b + m * r.wide + c)));
         }
     w.team.wait();
-    w.add_to_residual(l.out, r.a, r.wide);
+    w.add_to_residual(l, r.a, r.wide);
 }
 
 }  // namespace STATESCAN_LEVEL

@@ -79,19 +79,31 @@ inline Range share(int64_t count, int64_t unit, int thread, int threads) {
     return {std::min(begin, count), std::min(end, count)};
 }
 
+constexpr int64_t kLine = 64;  // bytes of a cache line, which is a step of a block of weights in every format
+
+// Memory that is read next, to be asked for by work that leaves the memory idle.
+struct Upcoming {
+    const uint8_t *line = nullptr, *end = nullptr;
+    void fetch(int64_t lines) {
+        for (; lines && line < end; --lines, line += kLine) __builtin_prefetch(line, 0, 2);
+    }
+};
+constexpr int64_t kLinesMeanwhile = 64;  // while threads meet
+
 // Threads that go through phases together. They spin, since phases are microseconds apart, but not for long: a
 // thread that has lost its core would otherwise hold up the others' time slices too.
 class Team {
 public:
     explicit Team(int size) : size_(size) {}
-    void wait() {
-        if (size_ == 1) return;
+    void wait(Upcoming next = {}) {
         const int round = round_.load(std::memory_order_relaxed);
-        if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
+        const bool last = arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1;
+        if (last) {
             arrived_.store(0, std::memory_order_relaxed);
             round_.store(round + 1, std::memory_order_release);
-            return;
         }
+        next.fetch(kLinesMeanwhile);
+        if (last) return;
         for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
             if (spins < 20000) pause();
             else std::this_thread::yield();

@@ -11,16 +11,32 @@ namespace STATESCAN_LEVEL {
 constexpr int kTileBlocks = kLanes == 16 ? 3 : 1;
 constexpr int kTileRows = kLanes == 16 ? 8 : kLanes == 8 ? 6 : 2;
 
+// The panel of weights that comes next. Arithmetic on this one leaves the memory idle: every tile asks for its part, at
+// each step for as many lines as it reads itself.
+struct Ahead {
+    const uint8_t* due;
+    int64_t advance;
+    template <int lines>
+    void fetch() {
+        for (int i = 0; i < lines; ++i) __builtin_prefetch(due + i * kLine, 0, 2);
+        due += advance;
+    }
+};
+
 template <int NB, int MR>
-inline void tile_float32(const float* w, int64_t stride, const float* x, int64_t ldx, int64_t depth, Block* out) {
+inline void tile_float32(const float* w, int64_t stride, const float* x, int64_t ldx, int64_t depth, Ahead ahead,
+                         Block* out) {
     vfloat sums[MR][NB][kPartsOfBlock] = {};
-    for (int64_t k = 0; k < depth; ++k, w += kBlock) {
+    // Few addresses, which the processor's own arithmetic takes from row to row.
+    const float* upper = x + MR / 2 * ldx;
+    for (int64_t k = 0; k < depth; ++k, w += kBlock, ++x, ++upper) {
+        ahead.fetch<NB>();
         vfloat weights[NB][kPartsOfBlock];
         for (int b = 0; b < NB; ++b)
             for (int p = 0; p < kPartsOfBlock; ++p) weights[b][p] = load(w + b * stride + p * kLanes);
 #pragma GCC unroll 8
         for (int m = 0; m < MR; ++m) {
-            const float value = x[m * ldx + k];
+            const float value = m < MR / 2 ? x[m * ldx] : upper[(m - MR / 2) * ldx];
             for (int b = 0; b < NB; ++b)
                 for (int p = 0; p < kPartsOfBlock; ++p) sums[m][b][p] += weights[b][p] * value;
         }
@@ -33,13 +49,14 @@ inline void tile_float32(const float* w, int64_t stride, const float* x, int64_t
 #if defined(STATESCAN_BF16)
 template <int NB, int MR>
 STATESCAN_BF16 inline void tile_bfloat16(const uint16_t* w, int64_t stride, const uint16_t* x, int64_t ldx,
-                                         int64_t depth, Block* out) {
+                                         int64_t depth, Ahead ahead, Block* out) {
     __m512 sums[MR][NB];
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 8
         for (int b = 0; b < NB; ++b) sums[m][b] = _mm512_setzero_ps();
     for (int64_t k = 0; k < depth; k += 2, w += 2 * kBlock) {
+        ahead.fetch<NB>();
         __m512i weights[NB];
 #pragma GCC unroll 8
         for (int b = 0; b < NB; ++b) weights[b] = _mm512_loadu_si512(w + b * stride);
@@ -189,26 +206,45 @@ inline void put(const Matrix& w, int64_t block, bool first, const Block& value, 
     }
 }
 
-inline void product_of_one(const Matrix& w, const float* x, Range depth, Range blocks, const Target& to, const Scratch& s) {
+// Rows of activations, or a stretch of their columns, made ready for weights of a format.
+struct Activations {
+    const float* x;
+    int64_t ldx, rows;
+    Range depth;  // begins at a multiple of kUnit
+    bool halves;  // in `Scratch::half`, bfloat16 for bfloat16 weights
+};
+
+inline int64_t half_stride(const Activations& a) { return round_up(a.depth.end - a.depth.begin, kLanes); }
+
+inline Activations prepare(const Matrix& w, const float* x, int64_t ldx, int64_t rows, Range depth, const Scratch& s,
+                           bool dot_bfloat16) {
+    const Activations a{x, ldx, rows, depth, dot_bfloat16 && w.format == kWeightsBFloat16 && rows > 1 && has_bf16()};
+    if ((w.format == kWeightsInt8 || w.format == kWeightsInt4) && has_vnni()) {
+        const int64_t group = w.format == kWeightsInt4 ? w.group : kUnit;
+        for (int64_t m = 0; m < rows; ++m)
+            s.scales[m] = split_activations(x + m * ldx, depth.begin, depth.end, group, s.of_row(m));
+    }
+#if defined(STATESCAN_BF16)
+    if (a.halves)
+        for (int64_t m = 0; m < rows; ++m)
+            to_halves(x + m * ldx + depth.begin, depth.end - depth.begin, s.half + m * half_stride(a));
+#endif
+    return a;
+}
+
+inline void product_of_one(const Matrix& w, const Activations& a, Range blocks, const Target& to, const Scratch& s) {
+    const float* x = a.x;
+    const Range depth = a.depth;
     const int64_t bytes = block_bytes(w);
-    const bool first = depth.begin == 0, quantised = w.format == kWeightsInt8 || w.format == kWeightsInt4;
-    [[maybe_unused]] float scale = 1;
-    const int64_t group = w.format == kWeightsInt4 ? w.group : kUnit;
-    if (quantised && has_vnni()) scale = split_activations(x, depth.begin, depth.end, group, s);
+    const bool first = depth.begin == 0;
+    [[maybe_unused]] const float scale = s.scales[0];
     int32_t high_sum = 0, low_sum = 0;
     if (w.format == kWeightsInt8 && has_vnni())
         for (int64_t g = depth.begin / kUnit; g < (depth.end + kUnit - 1) / kUnit; ++g) {
             high_sum += s.high_sums[g];
             low_sum += s.low_sums[g];
         }
-    int64_t b = blocks.begin;
-    for (; (w.format == kWeightsFloat32 || w.format == kWeightsBFloat16) && b + 4 <= blocks.end; b += 4) {
-        Block out[4];
-        if (w.format == kWeightsFloat32) dot_float32_side_by_side<4>(w.data + b * bytes, bytes, x, depth.begin, depth.end, out);
-        else dot_bfloat16_side_by_side<4>(w.data + b * bytes, bytes, x, depth.begin, depth.end, out);
-        for (int i = 0; i < 4; ++i) put(w, b + i, first, out[i], to, 0);
-    }
-    for (; b < blocks.end; ++b) {
+    for (int64_t b = blocks.begin; b < blocks.end; ++b) {
         const uint8_t* block = w.data + b * bytes;
         Block out;
         if (w.format == kWeightsFloat32) {
@@ -248,22 +284,33 @@ inline void with_rows(int64_t rows, const F& f) {
     f(std::integral_constant<int, MR>());
 }
 
+// What follows the panel from block b on (at the end, itself), for the tile from row m on, of so many steps.
+inline Ahead panel_ahead(const Matrix& w, int64_t b, int64_t blocks, int64_t last, int64_t steps, int64_t rows,
+                         int64_t m) {
+    const int64_t next = b + blocks < last ? b + blocks : b;
+    const int64_t tiles = (rows + kTileRows - 1) / kTileRows, advance = blocks * kLine / tiles;
+    return {w.data + next * block_bytes(w) + m / kTileRows * steps * advance, advance};
+}
+
 template <int NB>
-inline void product_panel(const Matrix& w, int64_t b, const float* x, int64_t ldx, int64_t rows, Range depth,
-                          const Target& to, const Scratch& s) {
-    const float* panel = reinterpret_cast<const float*>(w.data + b * block_bytes(w)) + depth.begin * kBlock;
+inline void product_panel(const Matrix& w, int64_t b, int64_t last, const Activations& a, const Target& to,
+                          const Scratch& s) {
+    const int64_t steps = a.depth.end - a.depth.begin, begin = a.depth.begin * kBlock;
+    const float* panel = reinterpret_cast<const float*>(w.data + b * block_bytes(w)) + begin;
     int64_t stride = w.columns * kBlock;
     if (w.format != kWeightsFloat32) {
-        stride = (depth.end - depth.begin) * kBlock;
-        for (int j = 0; j < NB; ++j) unpack_block(w, b + j, depth.begin, depth.end, s.panel + j * stride);
+        stride = steps * kBlock;
+        for (int j = 0; j < NB; ++j) unpack_block(w, b + j, a.depth.begin, a.depth.end, s.panel + j * stride);
         panel = s.panel;
     }
-    for (int64_t m = 0; m < rows;) {
-        with_rows<kTileRows>(rows - m, [&](auto size) {
+    for (int64_t m = 0; m < a.rows;) {
+        with_rows<kTileRows>(a.rows - m, [&](auto size) {
             constexpr int MR = decltype(size)::value;
+            // What is unpacked first comes from memory then.
+            const Ahead ahead = panel == s.panel ? Ahead{w.data, 0} : panel_ahead(w, b, NB, last, steps, a.rows, m);
             Block out[NB * MR];
-            tile_float32<NB, MR>(panel, stride, x + m * ldx + depth.begin, ldx, depth.end - depth.begin, out);
-            put_tile<NB, MR>(w, b, depth.begin == 0, out, to, m);
+            tile_float32<NB, MR>(panel, stride, a.x + m * a.ldx + a.depth.begin, a.ldx, steps, ahead, out);
+            put_tile<NB, MR>(w, b, a.depth.begin == 0, out, to, m);
             m += MR;
         });
     }
@@ -271,21 +318,23 @@ inline void product_panel(const Matrix& w, int64_t b, const float* x, int64_t ld
 
 #if defined(STATESCAN_BF16)
 template <int NB, int MR>
-STATESCAN_BF16 inline void bfloat16_tiles(const Matrix& w, int64_t b, const uint16_t* x, int64_t ldx, int64_t m,
-                                          Range depth, const Target& to) {
-    const int64_t stride = round_up(w.columns, 2) * kBlock;
-    const uint16_t* panel = reinterpret_cast<const uint16_t*>(w.data) + b * stride + depth.begin * kBlock;
+STATESCAN_BF16 inline void bfloat16_tiles(const Matrix& w, int64_t b, int64_t last, const Activations& a,
+                                          int64_t m, const Target& to, const Scratch& s) {
+    const int64_t stride = round_up(w.columns, 2) * kBlock, begin = a.depth.begin * kBlock, ldx = half_stride(a);
+    const int64_t depth = round_up(a.depth.end - a.depth.begin, 2);
+    const uint16_t* panel = reinterpret_cast<const uint16_t*>(w.data) + b * stride + begin;
+    const Ahead ahead = panel_ahead(w, b, NB, last, depth / 2, a.rows, m);
     Block out[NB * MR];
-    tile_bfloat16<NB, MR>(panel, stride, x + m * ldx, ldx, round_up(depth.end - depth.begin, 2), out);
-    put_tile<NB, MR>(w, b, depth.begin == 0, out, to, m);
+    tile_bfloat16<NB, MR>(panel, stride, s.half + m * ldx, ldx, depth, ahead, out);
+    put_tile<NB, MR>(w, b, a.depth.begin == 0, out, to, m);
 }
 
 template <int NB>
-inline void product_panel_bfloat16(const Matrix& w, int64_t b, const uint16_t* x, int64_t ldx, int64_t rows, Range depth,
-                                   const Target& to) {
-    for (int64_t m = 0; m < rows;) {
-        with_rows<kTileRows>(rows - m, [&](auto size) {
-            bfloat16_tiles<NB, decltype(size)::value>(w, b, x, ldx, m, depth, to);
+inline void product_panel_bfloat16(const Matrix& w, int64_t b, int64_t last, const Activations& a,
+                                   const Target& to, const Scratch& s) {
+    for (int64_t m = 0; m < a.rows;) {
+        with_rows<kTileRows>(a.rows - m, [&](auto size) {
+            bfloat16_tiles<NB, decltype(size)::value>(w, b, last, a, m, to, s);
             m += decltype(size)::value;
         });
     }
@@ -312,60 +361,48 @@ STATESCAN_VNNI inline void quantised_tiles(const Matrix& w, int64_t b, const Scr
 }
 
 template <int NB>
-inline void product_panel_quantised(const Matrix& w, int64_t b, const Scratch& s, int64_t rows, Range depth,
-                                    const Target& to) {
-    for (int64_t m = 0; m < rows;) {
-        with_rows<kQuantisedRows>(rows - m, [&](auto size) {
-            quantised_tiles<NB, decltype(size)::value>(w, b, s, m, depth, to);
+inline void product_panel_quantised(const Matrix& w, int64_t b, const Activations& a, const Target& to,
+                                    const Scratch& s) {
+    for (int64_t m = 0; m < a.rows;) {
+        with_rows<kQuantisedRows>(a.rows - m, [&](auto size) {
+            quantised_tiles<NB, decltype(size)::value>(w, b, s, m, a.depth, to);
             m += decltype(size)::value;
         });
     }
 }
 #endif
 
-// y[rows, blocks of sixteen] = x[rows, depth] W^T, written to or added to `to`. `depth` begins at a multiple of kUnit.
-inline void product(const Matrix& w, const float* x, int64_t ldx, int64_t rows, Range depth, Range blocks,
-                    const Target& to, const Scratch& s, bool dot_bfloat16) {
+// A panel of so many blocks from number b on, of a product that ends before block `last`.
+template <int NB>
+inline void product_panel_of(const Matrix& w, int64_t b, int64_t last, const Activations& a, const Target& to,
+                             const Scratch& s) {
+#if defined(STATESCAN_VNNI)
+    if ((w.format == kWeightsInt8 || w.format == kWeightsInt4) && has_vnni())
+        return product_panel_quantised<NB>(w, b, a, to, s);
+#endif
+#if defined(STATESCAN_BF16)
+    if (a.halves) return product_panel_bfloat16<NB>(w, b, last, a, to, s);
+#endif
+    product_panel<NB>(w, b, last, a, to, s);
+}
+
+// y[rows, blocks of sixteen] = x[rows, depth] W^T, written to or added to `to`.
+inline void product(const Matrix& w, const Activations& a, Range blocks, const Target& to, const Scratch& s) {
     if (blocks.begin >= blocks.end) return;
-    if (depth.begin >= depth.end) {
-        for (int64_t m = 0; m < rows && !to.add; ++m)
+    const int64_t depth = a.depth.end - a.depth.begin;
+    if (depth <= 0) {
+        for (int64_t m = 0; m < a.rows && !to.add; ++m)
             std::memset(to.y + m * to.ldy + blocks.begin * kBlock, 0, 4 * kBlock * (blocks.end - blocks.begin));
         return;
     }
-    if (rows == 1) return product_of_one(w, x, depth, blocks, to, s);
+    if (a.rows == 1) return product_of_one(w, a, blocks, to, s);
+    // int4 keeps whole sums of every group in registers beside those of all: there is room for fewer blocks.
+    const int64_t step = w.format == kWeightsInt4 && has_vnni() ? 2 : kTileBlocks;
     int64_t b = blocks.begin;
-#if defined(STATESCAN_VNNI)
-    if ((w.format == kWeightsInt8 || w.format == kWeightsInt4) && has_vnni()) {
-        const int64_t group = w.format == kWeightsInt4 ? w.group : kUnit;
-        for (int64_t m = 0; m < rows; ++m)
-            s.scales[m] = split_activations(x + m * ldx, depth.begin, depth.end, group, s.of_row(m));
-        const int64_t step = w.format == kWeightsInt4 ? 2 : 3;  // the registers hold so many blocks
-        for (; b + step <= blocks.end; b += step) {
-            if (step == 2) product_panel_quantised<2>(w, b, s, rows, depth, to);
-            else product_panel_quantised<3>(w, b, s, rows, depth, to);
-        }
-        for (; b < blocks.end; ++b) product_panel_quantised<1>(w, b, s, rows, depth, to);
-        return;
-    }
-#endif
-#if defined(STATESCAN_BF16)
-    if (dot_bfloat16 && w.format == kWeightsBFloat16 && has_bf16()) {
-        const int64_t width = round_up(depth.end - depth.begin, kLanes);
-        for (int64_t m = 0; m < rows; ++m)
-            for (int64_t k = 0; k < width; k += kLanes) {
-                const int some = int(std::max<int64_t>(0, std::min<int64_t>(kLanes, depth.end - depth.begin - k)));
-                store_from_float(reinterpret_cast<bfloat16*>(s.half) + m * width + k,
-                                 load_some(x + m * ldx + depth.begin + k, some));
-            }
-        for (; b + kTileBlocks <= blocks.end; b += kTileBlocks)
-            product_panel_bfloat16<kTileBlocks>(w, b, s.half, width, rows, depth, to);
-        for (; b < blocks.end; ++b) product_panel_bfloat16<1>(w, b, s.half, width, rows, depth, to);
-        return;
-    }
-#endif
-    (void)dot_bfloat16;
-    for (; b + kTileBlocks <= blocks.end; b += kTileBlocks) product_panel<kTileBlocks>(w, b, x, ldx, rows, depth, to, s);
-    for (; b < blocks.end; ++b) product_panel<1>(w, b, x, ldx, rows, depth, to, s);
+    for (; step == 3 && b + 3 <= blocks.end; b += 3) product_panel_of<kTileBlocks>(w, b, blocks.end, a, to, s);
+    if constexpr (kTileBlocks == 3)
+        for (; b + 2 <= blocks.end; b += 2) product_panel_of<2>(w, b, blocks.end, a, to, s);
+    for (; b < blocks.end; ++b) product_panel_of<1>(w, b, blocks.end, a, to, s);
 }
 
 }  // namespace STATESCAN_LEVEL

@@ -49,8 +49,9 @@ struct Scratch {
     float* scores;              // attention
 };
 
-// Weights come from memory once, in order, and are not asked for ahead of time: the processor's own prefetching into the
-// second cache has more requests under way than a core's instructions can.
+// Weights come from memory once, in one stream a thread (where they lie in large pages, nothing is faster), and are not
+// asked for ahead of time: the processor's own prefetching into the second cache has more requests under way than a
+// core's instructions can.
 
 // ---- one row -------------------------------------------------------------------------------------------------
 
@@ -66,20 +67,6 @@ inline Block dot_float32(const uint8_t* block, const float* x, int64_t begin, in
     Block out;
     for (int p = 0; p < kPartsOfBlock; ++p) out.part[p] = (sums[0][p] + sums[1][p]) + (sums[2][p] + sums[3][p]);
     return out;
-}
-
-// Several blocks at once: where one comes to the end of a page of memory, the others go on.
-template <int count>
-inline void dot_float32_side_by_side(const uint8_t* block, int64_t bytes, const float* x, int64_t begin, int64_t end,
-                                     Block* out) {
-    vfloat sums[count][kPartsOfBlock] = {};
-    for (int64_t k = begin; k < end; ++k)
-        for (int b = 0; b < count; ++b) {
-            const float* w = reinterpret_cast<const float*>(block + b * bytes) + k * kBlock;
-            for (int p = 0; p < kPartsOfBlock; ++p) sums[b][p] += load(w + p * kLanes) * x[k];
-        }
-    for (int b = 0; b < count; ++b)
-        for (int p = 0; p < kPartsOfBlock; ++p) out[b].part[p] = sums[b][p];
 }
 
 // Two bfloat16 a lane: the first column in the low half.
@@ -107,24 +94,6 @@ inline Block dot_bfloat16(const uint8_t* block, const float* x, int64_t begin, i
     Block out;
     for (int p = 0; p < kPartsOfBlock; ++p) out.part[p] = (sums[0][p] + sums[1][p]) + (sums[2][p] + sums[3][p]);
     return out;
-}
-
-template <int count>
-inline void dot_bfloat16_side_by_side(const uint8_t* block, int64_t bytes, const float* x, int64_t begin, int64_t end,
-                                      Block* out) {
-    vfloat sums[count][kPartsOfBlock] = {};
-    for (int64_t k = begin; k + 2 <= end; k += 2)
-        for (int b = 0; b < count; ++b)
-            for (int p = 0; p < kPartsOfBlock; ++p) {
-                const vint pair = load_int(block + b * bytes + k * kBlock * 2 + p * 4 * kLanes);
-                sums[b][p] += low_half(pair) * x[k];
-                sums[b][p] += high_half(pair) * x[k + 1];
-            }
-    for (int b = 0; b < count; ++b)
-        for (int p = 0; p < kPartsOfBlock; ++p) {
-            if ((end - begin) & 1) sums[b][p] += low_half(load_int(block + b * bytes + (end - 1) * kBlock * 2 + p * 4 * kLanes)) * x[end - 1];
-            out[b].part[p] = sums[b][p];
-        }
 }
 
 inline Block dot_int8(const uint8_t* block, const float* x, int64_t begin, int64_t end) {
@@ -214,6 +183,14 @@ STATESCAN_VNNI inline void add_bytes(__m512i& sum, __m512i unsigned_bytes, __m51
 }
 STATESCAN_BF16 inline void add_pairs(__m512& sum, __m512i one, __m512i other) {
     asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(one), "v"(other));
+}
+
+// Rounded to bfloat16, and zeros up to a whole register.
+STATESCAN_BF16 inline void to_halves(const float* x, int64_t count, uint16_t* to) {
+    for (int64_t k = 0; k < count; k += kLanes) {
+        const vfloat some = load_some(x + k, int(std::min<int64_t>(kLanes, count - k)));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + k), (__m256i)_mm512_cvtneps_pbh((__m512)some));
+    }
 }
 
 STATESCAN_VNNI inline __m512i four_bytes(const int8_t* p) {

@@ -19,7 +19,7 @@ class Arena:
         self._rest = torch.empty(0, dtype=torch.uint8)
 
     def take(self, nbytes: int) -> Tensor:
-        """So many bytes, uint8, beginning at a cache line."""
+        """So many bytes, uint8, zero, beginning at a cache line."""
         rounded = -(-nbytes // _LINE) * _LINE
         if rounded > self._rest.numel():
             self._rest = _stretch(max(rounded, _CHUNK))
@@ -28,7 +28,10 @@ class Arena:
 
 
 def _stretch(nbytes: int) -> Tensor:
-    memory = mmap.mmap(-1, nbytes)
+    if not hasattr(mmap, "MAP_PRIVATE"):
+        return torch.frombuffer(mmap.mmap(-1, nbytes), dtype=torch.uint8)
+    # Private: what could be shared with other processes gets no large pages.
+    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a system without them
             memory.madvise(mmap.MADV_HUGEPAGE)

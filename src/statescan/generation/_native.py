@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from statescan.generation._arena import Arena
 from statescan.generation._native_plan import (
     GROUP_SIZES,
     WEIGHT_TYPES,
@@ -244,8 +245,7 @@ class Session:
         size = ctypes.c_int64()
         measure = cpu.function("decode_workspace", "pllip")
         measure(self.compiled.plan.address, rows, entries, threads, ctypes.addressof(size))
-        memory = torch.zeros(size.value // 4 + 16)
-        return rows, entries, threads, memory[-memory.data_ptr() % 64 // 4 :]  # from a cache line on
+        return rows, entries, threads, Arena().take(size.value)  # fresh memory is zero
 
     @property
     def nbytes(self) -> int:

@@ -34,7 +34,7 @@ class Ahead {
     void fetch() {
         for (int left = kRowsATile; left && count_; --left) {
             Block& block = block_[count_ - 1];
-            for (int64_t at = 0; at < block.bytes; at += 64) __builtin_prefetch(block.next + at, 0, 2);
+            for (int64_t at = 0; at < block.bytes; at += 64) __builtin_prefetch(block.next + at, 0, 3);
             block.next += block.stride;
             if (!--block.rows) --count_;
         }

@@ -2,7 +2,9 @@
 
 python -m benchmarks.operators [NAME ...]
 
-compares results first, then prints the median times of both, in one run, taking turns. ``--no-save`` leaves
+compares results first, then prints the median times of both, in one run, taking turns. `ssd` stands beside its floor as
+well: the multiply-adds of its matrix products at the rate of the vector units, or its tensors read and written once at the
+rate of a copy, whichever takes longer, both measured in the same run. ``--no-save`` leaves
 ``benchmarks/results/operators.json`` and ``.md`` as they are.
 """
 
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from benchmarks import _measure
 from statescan import ops
+from statescan.kernels import cpu_ssd
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Case:
     formula: Callable[..., Tensor]
     arguments: tuple[Tensor, ...]
     forward_only: bool = False
+    work: Callable[..., tuple[float, float]] | None = None  # of the arguments and `backward`: multiply-adds and bytes
 
 
 # ---- the formulas --------------------------------------------------------------------------------------------
@@ -98,6 +102,35 @@ def step_formula(state: Tensor, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, 
     return torch.einsum("bhpn,bhn->bhp", after, C)
 
 
+# ---- floors --------------------------------------------------------------------------------------------------
+
+
+def ssd_work(
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *, backward: bool = False
+) -> tuple[float, float]:
+    """The multiply-adds of the chunked form and the bytes it has to read and write, forward or forward and backward.
+
+    Products of a head: forward, two with the state (C on it, B into it) and a triangle on x; backward, the state's again and
+    four more (on the flow of B and of x, on the state of the output's gradient, and C into the flow) and two triangles.
+    Products of a group, which its heads share: a triangle forward; the same again and two for its gradient.
+    """
+    batch, length, heads, head_dim = x.shape
+    groups, state_dim = B.shape[2:]
+    positions, state = batch * length, head_dim * state_dim
+
+    def triangle(chunk: int) -> float:
+        return (chunk + 1) / 2
+
+    forward = triangle(cpu_ssd.chunk(64, state_dim))
+    products = heads * (2 * state + forward * head_dim) + groups * forward * state_dim
+    tensors = [x, x, delta, B, C]  # y is as large as x
+    if backward:
+        square = triangle(cpu_ssd.chunk(64, state_dim, backward=True))
+        products += heads * (5 * state + 2 * square * head_dim) + groups * 3 * square * state_dim
+        tensors += [x, x, x, delta, delta, B, B, C, C]  # what the backward pass reads, and the gradients
+    return positions * products, float(sum(t.nbytes for t in tensors))
+
+
 # ---- the cases -----------------------------------------------------------------------------------------------
 
 
@@ -111,10 +144,11 @@ def cases() -> Iterator[Case]:
     torch.manual_seed(0)
     for state_dim in (16, 64, 128, 256):
         sizes = f"length 1024, heads 24 x 64, state {state_dim}"
-        yield Case("ssd", sizes, ops.ssd, chunked_ssd, _ssd_arguments(1024, 24, 64, state_dim))
+        yield Case("ssd", sizes, ops.ssd, chunked_ssd, _ssd_arguments(1024, 24, 64, state_dim), work=ssd_work)
     sizes = "length 1024, heads 24 x 64, state 128, bfloat16"
     x, delta, A, B, C = _ssd_arguments(1024, 24, 64, 128)
-    yield Case("ssd", sizes, ops.ssd, chunked_ssd, (x.bfloat16(), delta, A, B.bfloat16(), C.bfloat16()))
+    narrow = (x.bfloat16(), delta, A, B.bfloat16(), C.bfloat16())
+    yield Case("ssd", sizes, ops.ssd, chunked_ssd, narrow, work=ssd_work)
     x, weight, bias = torch.randn(1, 1024, 3072)[..., :1536], torch.randn(1536, 4), torch.randn(1536)
     yield Case(
         "causal_conv1d", "length 1024, half of 3072 channels, width 4, silu", _conv, conv1d_silu, (x, weight, bias)
@@ -173,11 +207,16 @@ def measure(case: Case, seconds: float) -> dict[str, Any]:
             "formula": _trained(case.formula, case.arguments),
         }
         row["forward and backward"] = _measure.milliseconds(both, seconds=seconds)
+    if case.work is not None:
+        products, copies = _measure.multiply_adds(), _measure.bandwidth()
+        for kind, backward in (("forward", False), ("forward and backward", True)):
+            count, moved = case.work(*case.arguments, backward=backward)
+            row[kind]["floor"] = 1e3 * max(count / products, moved / copies)
     return row
 
 
 def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Milliseconds of both and their ratio, a row a case."""
+    """Milliseconds of both, their ratio and, where the floor is known, which fraction of our time it is; a row a case."""
     flat = []
     for row in rows:
         columns = {"operator": row["operator"], "sizes, float32 unless said": row["sizes"]}
@@ -186,6 +225,7 @@ def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             columns[f"{label}, ms"] = times and times["ours"]
             columns[f"{label}, PyTorch"] = times and times["formula"]
             columns[f"{label}, ratio"] = times and times["formula"] / times["ours"]
+            columns[f"{label}, of floor"] = times and times.get("floor") and times["floor"] / times["ours"]
         flat.append(columns)
     return flat
 

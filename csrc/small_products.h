@@ -4,12 +4,12 @@
 #include <cstdlib>
 
 #include "common.h"
+#include "math.h"
 
 #if defined(__clang__) || __GNUC__ >= 12
-#define STATESCAN_SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#define STATESCAN_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
-#define STATESCAN_SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, quarter_index{i, j, k, l})
-typedef int32_t quarter_index __attribute__((vector_size(16)));
+#define STATESCAN_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, vint{__VA_ARGS__})
 #endif
 
 namespace STATESCAN_LEVEL {
@@ -23,9 +23,35 @@ constexpr int kTileRows = 6, kTileVectors = 2;
 constexpr int kTileRows = 3, kTileVectors = 4;
 #endif
 
+// Memory that is needed soon, fetched a few rows at a time while products run: rows of one head lie far apart, which no
+// prefetcher of a processor foresees, and fetched all at once they would wait for each other.
+class Ahead {
+  public:
+    template <typename T>
+    void add(const T* first, int64_t rows, int64_t width, int64_t row) {
+        if (count_ < kMost) block_[count_++] = {reinterpret_cast<const char*>(first), rows, width * int64_t(sizeof(T)), row * int64_t(sizeof(T))};
+    }
+    void fetch() {
+        for (int left = kRowsATile; left && count_; --left) {
+            Block& block = block_[count_ - 1];
+            for (int64_t at = 0; at < block.bytes; at += 64) __builtin_prefetch(block.next + at, 0, 3);
+            block.next += block.stride;
+            if (!--block.rows) --count_;
+        }
+    }
+
+  private:
+    static constexpr int kMost = 4, kRowsATile = 6;
+    struct Block {
+        const char* next;
+        int64_t rows, bytes, stride;
+    } block_[kMost];
+    int count_ = 0;
+};
+
 enum Shape { kFull, kLower, kUpper };  // which k of the left factor count: all, k <= row, k >= row
 
-// out(row, column) (+)= sum_k left(row, k) right(k, column)
+// out(row, column) = kept(row) out(row, column) + sum_k left(row, k) right(k, column)
 struct Product {
     const float* left;
     int64_t left_row, left_k;
@@ -33,82 +59,143 @@ struct Product {
     int64_t right_k;
     float* out;
     int64_t out_row;
-    bool accumulate;
+    const float* kept = nullptr;  // null: nothing of what `out` held is read
+    int64_t kept_row = 0;
+    Ahead* ahead = nullptr;
 };
+constexpr float kAll = 1;  // to keep: a plain sum
 
 template <int kRows, int kVectors>
-inline void tile(const Product& p, int64_t row, int64_t column, int64_t k_begin, int64_t k_end, bool accumulate) {
-    vfloat sum[kRows][kVectors];
+using Sums = vfloat[kRows][kVectors];
+
+// One k for the rows [first, past): constants once inlined, so that the sums stay in registers.
+template <int kRows, int kVectors>
+inline __attribute__((always_inline)) void add_k(Sums<kRows, kVectors>& sum, const float* left, int64_t left_row, const float* right,
+                                                 int first, int past) {
+    vfloat right_k[kVectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) right_k[v] = load(right + v * kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+        if (r < first || r >= past) continue;
+        const float value = left[r * left_row];
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) sum[r][v] += value * right_k[v];
+    }
+}
+
+// Elements of the left factor outside its triangle are not read: they may hold anything.
+template <int kRows, int kVectors, Shape kShape>
+inline void tile(const Product& p, int64_t row, int64_t column, int64_t inner) {
+    if (p.ahead) p.ahead->fetch();
+    Sums<kRows, kVectors> sum;
+    float* out = p.out + row * p.out_row + column;
+#pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r)
-        for (int v = 0; v < kVectors; ++v)
-            sum[r][v] = accumulate ? load(p.out + (row + r) * p.out_row + column + v * kLanes) : vfloat{};
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) sum[r][v] = vfloat{};
     const float *left = p.left + row * p.left_row, *right = p.right + column;
-    for (int64_t k = k_begin; k < k_end; ++k) {
-        vfloat r_k[kVectors];
-        for (int v = 0; v < kVectors; ++v) r_k[v] = load(right + k * p.right_k + v * kLanes);
-        for (int r = 0; r < kRows; ++r) {
-            const float value = left[r * p.left_row + k * p.left_k];
-            for (int v = 0; v < kVectors; ++v) sum[r][v] += value * r_k[v];
-        }
+    const int64_t left_row = p.left_row, left_k = p.left_k, right_k = p.right_k;
+    int64_t k = 0, end = inner;
+    if (kShape == kLower) end = row + 1;
+    if (kShape == kUpper) {
+        k = row;
+#pragma GCC unroll 8
+        for (int t = 0; t < kRows - 1; ++t, ++k)
+            add_k<kRows, kVectors>(sum, left + k * left_k, left_row, right + k * right_k, 0, t + 1);
     }
-    for (int r = 0; r < kRows; ++r)
-        for (int v = 0; v < kVectors; ++v) store(p.out + (row + r) * p.out_row + column + v * kLanes, sum[r][v]);
+    for (; k < end; ++k) add_k<kRows, kVectors>(sum, left + k * left_k, left_row, right + k * right_k, 0, kRows);
+    if (kShape == kLower) {
+#pragma GCC unroll 8
+        for (int t = 1; t < kRows; ++t, ++k)
+            add_k<kRows, kVectors>(sum, left + k * left_k, left_row, right + k * right_k, t, kRows);
+    }
+    if (p.kept) {
+        const float* kept = p.kept + row * p.kept_row;
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
+            for (int v = 0; v < kVectors; ++v) {
+                float* o = out + r * p.out_row + v * kLanes;
+                store(o, load(o) * kept[r * p.kept_row] + sum[r][v]);
+            }
+    } else {
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
+            for (int v = 0; v < kVectors; ++v) store(out + r * p.out_row + v * kLanes, sum[r][v]);
+    }
 }
 
-// Rows [row, row + kRows): the k that count for all of them together, the few others row by row. Elements of the left
-// factor outside its triangle are not read: they may hold anything.
-template <int kRows, int kVectors>
-inline void tile_rows(const Product& p, int64_t row, int64_t column, int64_t inner, Shape shape) {
-    if (shape == kFull) return tile<kRows, kVectors>(p, row, column, 0, inner, p.accumulate);
-    const int64_t last = row + kRows - 1;
-    const bool lower = shape == kLower;
-    tile<kRows, kVectors>(p, row, column, lower ? 0 : last, lower ? row + 1 : inner, p.accumulate);
-    for (int64_t r = row; r <= last; ++r) {
-        const int64_t begin = lower ? row + 1 : r, end = lower ? r + 1 : last;
-        if (begin < end) tile<1, kVectors>(p, r, column, begin, end, true);
-    }
-}
-
-template <int kVectors>
-inline void tile_columns(const Product& p, int64_t rows, int64_t column, int64_t inner, Shape shape) {
+template <int kVectors, Shape kShape>
+inline void tile_columns(const Product& p, int64_t rows, int64_t column, int64_t inner) {
     int64_t row = 0;
-    for (; row + kTileRows <= rows; row += kTileRows) tile_rows<kTileRows, kVectors>(p, row, column, inner, shape);
-    if (kTileRows > 4 && row + 4 <= rows) tile_rows<4, kVectors>(p, row, column, inner, shape), row += 4;
-    if (row + 2 <= rows) tile_rows<2, kVectors>(p, row, column, inner, shape), row += 2;
-    if (row < rows) tile_rows<1, kVectors>(p, row, column, inner, shape);
+    for (; row + kTileRows <= rows; row += kTileRows) tile<kTileRows, kVectors, kShape>(p, row, column, inner);
+    if (kTileRows > 4 && row + 4 <= rows) tile<4, kVectors, kShape>(p, row, column, inner), row += 4;
+    if (row + 2 <= rows) tile<2, kVectors, kShape>(p, row, column, inner), row += 2;
+    if (row < rows) tile<1, kVectors, kShape>(p, row, column, inner);
 }
 
 // `width` is a multiple of kLanes. A triangular left factor has as many rows as k.
-inline void multiply(const Product& p, int64_t rows, int64_t width, int64_t inner, Shape shape = kFull) {
+template <Shape kShape = kFull>
+inline void multiply(const Product& p, int64_t rows, int64_t width, int64_t inner) {
     constexpr int64_t kStep = kTileVectors * kLanes;
     int64_t column = 0;
-    for (; column + kStep <= width; column += kStep) tile_columns<kTileVectors>(p, rows, column, inner, shape);
-    if (kTileVectors > 2 && column + 2 * kLanes <= width) tile_columns<2>(p, rows, column, inner, shape), column += 2 * kLanes;
-    if (column < width) tile_columns<1>(p, rows, column, inner, shape);
+    for (; column + kStep <= width; column += kStep) tile_columns<kTileVectors, kShape>(p, rows, column, inner);
+    if (kTileVectors > 2 && column + 2 * kLanes <= width) tile_columns<2, kShape>(p, rows, column, inner), column += 2 * kLanes;
+    if (column < width) tile_columns<1, kShape>(p, rows, column, inner);
 }
 
-inline void transpose(const float* in, int64_t rows, int64_t width, int64_t in_row, float* out, int64_t out_row) {
-    typedef float four __attribute__((vector_size(16), aligned(4)));
-    typedef float quarter __attribute__((vector_size(16)));
-    int64_t r = 0;
-    for (; r + 4 <= rows; r += 4) {
-        int64_t c = 0;
-        for (; c + 4 <= width; c += 4) {
-            quarter q[4];
-            for (int i = 0; i < 4; ++i) q[i] = *reinterpret_cast<const four*>(in + (r + i) * in_row + c);
-            const quarter low01 = STATESCAN_SHUFFLE(q[0], q[1], 0, 4, 1, 5), high01 = STATESCAN_SHUFFLE(q[0], q[1], 2, 6, 3, 7);
-            const quarter low23 = STATESCAN_SHUFFLE(q[2], q[3], 0, 4, 1, 5), high23 = STATESCAN_SHUFFLE(q[2], q[3], 2, 6, 3, 7);
-            float* o = out + c * out_row + r;
-            *reinterpret_cast<four*>(o) = STATESCAN_SHUFFLE(low01, low23, 0, 1, 4, 5);
-            *reinterpret_cast<four*>(o + out_row) = STATESCAN_SHUFFLE(low01, low23, 2, 3, 6, 7);
-            *reinterpret_cast<four*>(o + 2 * out_row) = STATESCAN_SHUFFLE(high01, high23, 0, 1, 4, 5);
-            *reinterpret_cast<four*>(o + 3 * out_row) = STATESCAN_SHUFFLE(high01, high23, 2, 3, 6, 7);
-        }
-        for (; c < width; ++c)
-            for (int i = 0; i < 4; ++i) out[c * out_row + r + i] = in[(r + i) * in_row + c];
+// Only the columns up to the row, in whole vectors, of a product as wide as it is high.
+inline void multiply_lower_part(Product p, int64_t rows, int64_t inner) {
+    for (int64_t row = 0; row < rows; row += kLanes) {
+        multiply(p, std::min<int64_t>(kLanes, rows - row), row + kLanes, inner);
+        p.left += kLanes * p.left_row;
+        p.out += kLanes * p.out_row;
     }
-    for (; r < rows; ++r)
-        for (int64_t c = 0; c < width; ++c) out[c * out_row + r] = in[r * in_row + c];
+}
+
+// The elements of two registers in turns: of their first halves, of their second halves.
+#if defined(__AVX512F__)
+inline vfloat interleave_low(vfloat a, vfloat b) {
+    return STATESCAN_SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+}
+inline vfloat interleave_high(vfloat a, vfloat b) {
+    return STATESCAN_SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+}
+#elif defined(__AVX2__)
+inline vfloat interleave_low(vfloat a, vfloat b) { return STATESCAN_SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11); }
+inline vfloat interleave_high(vfloat a, vfloat b) { return STATESCAN_SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15); }
+#else
+inline vfloat interleave_low(vfloat a, vfloat b) { return STATESCAN_SHUFFLE(a, b, 0, 4, 1, 5); }
+inline vfloat interleave_high(vfloat a, vfloat b) { return STATESCAN_SHUFFLE(a, b, 2, 6, 3, 7); }
+#endif
+
+// out(column, row) = in(row, column); with `fill`, columns of `out` beyond `rows` become zero, up to a whole register.
+inline void transpose(const float* in, int64_t rows, int64_t width, int64_t in_row, float* out, int64_t out_row, bool fill = true) {
+    for (int64_t r = 0; r < rows; r += kLanes) {
+        const int some_rows = int(std::min<int64_t>(kLanes, rows - r));
+        for (int64_t c = 0; c < width; c += kLanes) {
+            const int some = int(std::min<int64_t>(kLanes, width - c));
+            vfloat lines[2][kLanes];
+#pragma GCC unroll 16
+            for (int i = 0; i < kLanes; ++i) lines[0][i] = i < some_rows ? load_some(in + (r + i) * in_row + c, some) : vfloat{};
+            // Each pass interleaves the lines of the first half with those of the second: after all bits of a line's
+            // number have gone round, they are those of its column.
+#pragma GCC unroll 4
+            for (int pass = 1, from = 0; pass < kLanes; pass *= 2, from = !from) {
+#pragma GCC unroll 8
+                for (int i = 0; i < kLanes / 2; ++i) {
+                    lines[!from][2 * i] = interleave_low(lines[from][i], lines[from][i + kLanes / 2]);
+                    lines[!from][2 * i + 1] = interleave_high(lines[from][i], lines[from][i + kLanes / 2]);
+                }
+            }
+            constexpr int kLast = kLanes == 8;  // after three passes, or after two or four
+#pragma GCC unroll 16
+            for (int i = 0; i < kLanes; ++i)
+                if (i < some) store_some(out + (c + i) * out_row + r, lines[kLast][i], fill ? kLanes : some_rows);
+        }
+    }
 }
 
 inline int64_t round_up(int64_t value) { return (value + kLanes - 1) / kLanes * kLanes; }

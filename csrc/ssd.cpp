@@ -29,6 +29,12 @@ inline void scale_rows(const float* in, const float* weight, int64_t rows, int64
         for (int64_t c = 0; c < width; c += kLanes) store(out + r * width + c, load(in + r * width + c) * weight[r]);
 }
 
+// values_rc *= weight_c, whole vectors
+inline void scale_columns(float* values, const float* weight, int64_t rows, int64_t width, int64_t stride) {
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = 0; c < width; c += kLanes) store(values + r * stride + c, load(values + r * stride + c) * load(weight + c));
+}
+
 inline float dot(const float* a, const float* b, int64_t width) {
     vfloat sum{};
     for (int64_t c = 0; c < width; c += kLanes) sum += load(a + c) * load(b + c);
@@ -90,9 +96,14 @@ inline void walk_decays(const float* decay, int64_t size, float* leave, Visit vi
     const vint lane = lane_numbers();
     for (int64_t block = 0; block < size; block += kLanes) {
         vfloat w{};
-        for (int64_t i = block; i < size; ++i) {
+        const int64_t square = std::min(block + kLanes, size);
+        for (int64_t i = block; i < square; ++i) {
             const vint diagonal = lane == int32_t(i - block);
             w = diagonal ? splat(1.0f) : w * decay[i];
+            visit(i, block, w);
+        }
+        for (int64_t i = square; i < size; ++i) {
+            w *= decay[i];
             visit(i, block, w);
         }
         store(leave + block, w);  // from after j through the chunk's end
@@ -130,37 +141,39 @@ struct Forward {
                 transpose(initial + (sequence * s.heads + head + h) * P * N, P, N, N, states + h * N * Pp, Pp);
         for (int64_t row = begin, q; row < end; row += q) {
             q = s.chunk_at(row, end);
-            const int64_t qp = round_up(q);
             const bool fresh = s.reset_at(row) || (row == begin && !initial);
             read_rows(B + row * s.b_row + group * N, q, N, s.b_row, Bf, Np);
             read_rows(C + row * s.c_row + group * N, q, N, s.c_row, Cf, Np);
-            std::memset(Bt, 0, size_t(N * Qp) * sizeof(float));
             transpose(Bf, q, N, Np, Bt, Qp);
-            multiply({Cf, Np, 1, Bt, Qp, products, Qp, false}, q, qp, N);
+            multiply_lower_part({Cf, Np, 1, Bt, Qp, products, Qp}, q, N);
             for (int64_t h = 0; h < count; ++h) {
                 float* state = states + h * N * Pp;
                 const T* xs = x + row * s.x_row + (head + h) * P;
+                Ahead ahead;
+                if (h + 1 < count) {
+                    ahead.add(xs + P, q, P, s.x_row);
+                    ahead.add(y + (row * s.heads + head + h + 1) * P, q, P, s.heads * P);
+                } else if (row + q < end) {
+                    const int64_t next = std::min(q, end - row - q);
+                    ahead.add(xs + q * s.x_row - h * P, next, P, s.x_row);
+                    ahead.add(y + ((row + q) * s.heads + head) * P, next, P, s.heads * P);
+                }
                 steps.compute(s, delta, A[head + h], row, q, head + h);
                 walk_decays(steps.decay, q, leave, [&](int64_t i, int64_t block, vfloat w) {
                     store(weights + i * Qp + block, w * load(steps.delta + block) * load(products + i * Qp + block));
                 });
                 read_rows(xs, q, P, s.x_row, xf, Pp);
-                if (!fresh) {
-                    multiply({Cf, Np, 1, state, Pp, out, Pp, false}, q, Pp, N);
-                    scale_rows(out, steps.enter, q, Pp, out);
-                }
-                multiply({weights, Qp, 1, xf, Pp, out, Pp, !fresh}, q, Pp, q, kLower);
+                if (!fresh) multiply({Cf, Np, 1, state, Pp, out, Pp, nullptr, 0, &ahead}, q, Pp, N);
+                multiply<kLower>({weights, Qp, 1, xf, Pp, out, Pp, fresh ? nullptr : steps.enter, 1, &ahead}, q, Pp, q);
                 write(out, xf, row, q, head + h);
                 for (int64_t j = 0; j < q; j += kLanes) store(leave + j, load(leave + j) * load(steps.delta + j));
                 scale_rows(xf, leave, q, Pp, xf);
                 const float whole = steps.whole(q);
-                if (!fresh)
-                    for (int64_t i = 0; i < N * Pp; i += kLanes) store(state + i, load(state + i) * whole);
-                multiply({Bf, 1, Np, xf, Pp, state, Pp, !fresh}, N, Pp, q);
+                multiply({Bf, 1, Np, xf, Pp, state, Pp, fresh ? nullptr : &whole, 0, &ahead}, N, Pp, q);
             }
         }
         for (int64_t h = 0; h < count; ++h)
-            transpose(states + h * N * Pp, N, P, Pp, last + (sequence * s.heads + head + h) * P * N, N);
+            transpose(states + h * N * Pp, N, P, Pp, last + (sequence * s.heads + head + h) * P * N, N, false);
         return true;
     }
 
@@ -205,32 +218,37 @@ struct Chunk {
 
 template <typename T>
 struct Backward {
+    static constexpr int64_t kHeads = 4;  // that are taken together
+
     const Sizes& s;
     const T *grad_y, *x, *B, *C;
     const float *grad_last, *delta, *A, *D, *initial;
     T* grad_x;
     float *grad_delta, *grad_A, *grad_D, *grad_initial;  // of A: a row a sequence; of D: likewise
 
-    // Scratch of a task; states and their gradients lie as (P, N).
+    // Scratch of a task; states and their gradients lie as (N, P), B and C and their gradients in panels of (N, chunk).
     struct Space {
         Chunk* chunks;
-        float *products, *grad_products;             // C B^T of every chunk, shared by the heads of a group
-        float *states, *flow, *flow_turned;          // before every chunk; gradient of the state after a chunk
-        float *Bf, *Cf, *xf, *g, *turned, *scaled;   // rows of a chunk
-        float *weights, *shares, *outer, *wide, *v;  // see `chunk`
-        float *leave, *cuts, *left;
+        float *products, *grad_products;        // C B^T of every chunk, shared by the heads of a group, as are
+        float *Bt, *Ct, *grad_Bt, *grad_Ct;     // these, a panel a chunk
+        float *states, *flows;                  // before every chunk; gradients of those after a chunk; a head after another
+        float *rows, *xf, *g, *xt, *gt;         // rows of a chunk; turned
+        float *weights, *shares, *outer, *v;    // see `run_chunk`
+        float* wide;                            // gradients of B or C of a chunk, as they are written
+        float *leave, *cuts, *left, *entered;
         Steps steps;
 
-        void layout(Scratch& scratch, const Sizes& s, int64_t length, int64_t chunks_, int64_t saved) {
+        void layout(Scratch& scratch, const Sizes& s, int64_t length, int64_t chunks_, int64_t saved, int64_t heads) {
             const int64_t P = s.head_dim, N = s.state_dim, Pp = s.padded_head(), Np = s.padded_state(), Qp = s.padded_chunk();
             chunks = reinterpret_cast<Chunk*>(scratch.take(chunks_ * int64_t(sizeof(Chunk) / sizeof(float))));
             products = scratch.take(length * Qp), grad_products = scratch.take(length * Qp);
-            states = scratch.take(saved * P * Np), flow = scratch.take(P * Np), flow_turned = scratch.take(N * Pp);
-            Bf = scratch.take(Qp * Np), Cf = scratch.take(Qp * Np), xf = scratch.take(Qp * Pp), g = scratch.take(Qp * Pp);
-            turned = scratch.take(std::max(Pp, Np) * Qp), scaled = scratch.take(Qp * Pp);
-            weights = scratch.take(Qp * Qp), shares = scratch.take(Qp * Qp), outer = scratch.take(Qp * Qp);
-            wide = scratch.take(Qp * Np), v = scratch.take(Qp * Pp);
-            leave = scratch.take(Qp), cuts = scratch.take(Qp), left = scratch.take(Qp);
+            Bt = scratch.take(chunks_ * N * Qp), Ct = scratch.take(chunks_ * N * Qp);
+            grad_Bt = scratch.take(chunks_ * N * Qp), grad_Ct = scratch.take(chunks_ * N * Qp);
+            states = scratch.take(saved * heads * N * Pp), flows = scratch.take(heads * N * Pp);
+            rows = scratch.take(Qp * Np), wide = scratch.take(Qp * Np), xf = scratch.take(Qp * Pp), g = scratch.take(Qp * Pp);
+            xt = scratch.take(P * Qp), gt = scratch.take(P * Qp);
+            weights = scratch.take(Qp * Qp), shares = scratch.take(Qp * Qp), outer = scratch.take(Qp * Qp), v = scratch.take(Qp * Pp);
+            leave = scratch.take(Qp), cuts = scratch.take(Qp), left = scratch.take(Qp), entered = scratch.take(Qp);
             steps.layout(scratch, Qp);
         }
     };
@@ -242,9 +260,10 @@ struct Backward {
         for (int64_t row = begin; row < end; row += s.chunk_at(row, end), ++chunks) saved += !fresh(row, begin);
         Scratch scratch;
         Space space;
-        space.layout(scratch, s, end - begin, chunks, saved);
+        const int64_t together = std::min(count, kHeads);
+        space.layout(scratch, s, end - begin, chunks, saved, together);
         if (!scratch.allocate()) return false;
-        space.layout(scratch, s, end - begin, chunks, saved);
+        space.layout(scratch, s, end - begin, chunks, saved, together);
         saved = 0;
         chunks = 0;
         for (int64_t row = begin; row < end; row += space.chunks[chunks++].size)
@@ -253,7 +272,8 @@ struct Backward {
             const int64_t group = h / per_group;
             stop = std::min(head + count, (group + 1) * per_group);
             multiply_rows(space, begin, chunks, group);
-            for (int64_t one = h; one < stop; ++one) run_head(space, sequence, one, chunks, grad_B, grad_C);
+            for (int64_t first = h; first < stop; first += kHeads)
+                run_heads(space, sequence, first, std::min(kHeads, stop - first), chunks);
             spread_products(space, begin, chunks, group, grad_B, grad_C);
         }
         return true;
@@ -261,88 +281,95 @@ struct Backward {
 
     bool fresh(int64_t row, int64_t begin) const { return s.reset_at(row) || (row == begin && !initial); }
 
-    void read_B(const Space& a, const Chunk& chunk, int64_t group) const {
-        read_rows(B + chunk.row * s.b_row + group * s.state_dim, chunk.size, s.state_dim, s.b_row, a.Bf, s.padded_state());
-    }
-    void read_C(const Space& a, const Chunk& chunk, int64_t group) const {
-        read_rows(C + chunk.row * s.c_row + group * s.state_dim, chunk.size, s.state_dim, s.c_row, a.Cf, s.padded_state());
+    void read_panel(const Space& a, const T* values, int64_t stride, const Chunk& chunk, int64_t group, float* panel) const {
+        const int64_t N = s.state_dim, Np = s.padded_state();
+        read_rows(values + chunk.row * stride + group * N, chunk.size, N, stride, a.rows, Np);
+        transpose(a.rows, chunk.size, N, Np, panel, s.padded_chunk());
     }
 
     void multiply_rows(const Space& a, int64_t begin, int64_t chunks, int64_t group) const {
-        const int64_t N = s.state_dim, Np = s.padded_state(), Qp = s.padded_chunk();
+        const int64_t N = s.state_dim, Qp = s.padded_chunk();
         for (int64_t k = 0; k < chunks; ++k) {
             const Chunk& chunk = a.chunks[k];
-            read_B(a, chunk, group), read_C(a, chunk, group);
-            std::memset(a.turned, 0, size_t(N * Qp) * sizeof(float));
-            transpose(a.Bf, chunk.size, N, Np, a.turned, Qp);
-            multiply({a.Cf, Np, 1, a.turned, Qp, a.products + (chunk.row - begin) * Qp, Qp, false}, chunk.size, round_up(chunk.size), N);
-            std::memset(a.grad_products + (chunk.row - begin) * Qp, 0, size_t(chunk.size * Qp) * sizeof(float));
+            const int64_t panel = k * N * Qp, square = (chunk.row - begin) * Qp;
+            read_panel(a, B, s.b_row, chunk, group, a.Bt + panel);
+            read_panel(a, C, s.c_row, chunk, group, a.Ct + panel);
+            multiply_lower_part({a.Ct + panel, 1, Qp, a.Bt + panel, Qp, a.products + square, Qp}, chunk.size, N);
+            std::memset(a.grad_products + square, 0, size_t(chunk.size * Qp) * sizeof(float));
         }
+        std::memset(a.grad_Bt, 0, size_t(chunks * N * Qp) * sizeof(float));
+        std::memset(a.grad_Ct, 0, size_t(chunks * N * Qp) * sizeof(float));
     }
 
     // From the gradient of C B^T: dC_i += sum_{j <= i} grad_ij B_j, dB_j += sum_{i >= j} grad_ij C_i.
     void spread_products(const Space& a, int64_t begin, int64_t chunks, int64_t group, float* grad_B, float* grad_C) const {
-        const int64_t Np = s.padded_state(), Qp = s.padded_chunk();
+        const int64_t N = s.state_dim, Np = s.padded_state(), Qp = s.padded_chunk();
         for (int64_t k = 0; k < chunks; ++k) {
             const Chunk& chunk = a.chunks[k];
+            const int64_t q = chunk.size, panel = k * N * Qp;
             const float* grad = a.grad_products + (chunk.row - begin) * Qp;
-            read_B(a, chunk, group), read_C(a, chunk, group);
-            multiply({grad, Qp, 1, a.Bf, Np, a.wide, Np, false}, chunk.size, Np, chunk.size, kLower);
-            add_rows(a, grad_C, chunk, group);
-            multiply({grad, 1, Qp, a.Cf, Np, a.wide, Np, false}, chunk.size, Np, chunk.size, kUpper);
-            add_rows(a, grad_B, chunk, group);
+            transpose(a.Bt + panel, N, q, Qp, a.rows, Np);
+            transpose(a.grad_Ct + panel, N, q, Qp, a.wide, Np);
+            multiply<kLower>({grad, Qp, 1, a.rows, Np, a.wide, Np, &kAll}, q, Np, q);
+            write_rows(a, grad_C, chunk, group);
+            transpose(a.Ct + panel, N, q, Qp, a.rows, Np);
+            transpose(a.grad_Bt + panel, N, q, Qp, a.wide, Np);
+            multiply<kUpper>({grad, 1, Qp, a.rows, Np, a.wide, Np, &kAll}, q, Np, q);
+            write_rows(a, grad_B, chunk, group);
         }
     }
 
-    void add_rows(const Space& a, float* sums, const Chunk& chunk, int64_t group) const {
+    void write_rows(const Space& a, float* sums, const Chunk& chunk, int64_t group) const {
         const int64_t N = s.state_dim, Np = s.padded_state();
         for (int64_t i = 0; i < chunk.size; ++i) {
             float* o = sums + ((chunk.row + i) * s.groups + group) * N;
-            for (int64_t n = 0; n < N; n += kLanes) {
-                const int some = left_of(N, n);
-                store_some(o + n, load_some(o + n, some) + load(a.wide + i * Np + n), some);
-            }
+            for (int64_t n = 0; n < N; n += kLanes) store_some(o + n, load(a.wide + i * Np + n), left_of(N, n));
         }
     }
 
-    void run_head(const Space& a, int64_t sequence, int64_t head, int64_t chunks, float* grad_B, float* grad_C) const {
-        const int64_t P = s.head_dim, N = s.state_dim, Np = s.padded_state();
+    // Heads side by side, so that a row of theirs is more than a line or two on a page of its own.
+    void run_heads(const Space& a, int64_t sequence, int64_t head, int64_t count, int64_t chunks) const {
+        const int64_t P = s.head_dim, N = s.state_dim, Pp = s.padded_head();
         const int64_t at = (sequence * s.heads + head) * P * N;
-        recompute_states(a, head, chunks, initial ? initial + at : nullptr);
-        std::memset(a.flow, 0, size_t(P * Np) * sizeof(float));
-        if (grad_last) read_rows(grad_last + at, P, N, N, a.flow, Np);
-        double grad_rate = 0;
-        float* of_D = grad_D ? grad_D + (sequence * s.heads + head) * P : nullptr;
+        recompute_states(a, head, count, chunks, initial ? initial + at : nullptr);
+        std::memset(a.flows, 0, size_t(count * N * Pp) * sizeof(float));
+        if (grad_last)
+            for (int64_t h = 0; h < count; ++h) transpose(grad_last + at + h * P * N, P, N, N, a.flows + h * N * Pp, Pp);
+        double grad_rate[kHeads] = {};
         for (int64_t k = chunks - 1; k >= 0; --k)
-            grad_rate += run_chunk(a, a.chunks[k], s.offsets[sequence], head, of_D, grad_B, grad_C);
-        grad_A[sequence * s.heads + head] = float(grad_rate);
-        if (grad_initial) {
-            for (int64_t p = 0; p < P; ++p)
-                for (int64_t n = 0; n < N; n += kLanes) store_some(grad_initial + at + p * N + n, load(a.flow + p * Np + n), left_of(N, n));
+            for (int64_t h = 0; h < count; ++h) grad_rate[h] += run_chunk(a, k, sequence, head, h, count);
+        for (int64_t h = 0; h < count; ++h) {
+            grad_A[sequence * s.heads + head + h] = float(grad_rate[h]);
+            if (grad_initial) transpose(a.flows + h * N * Pp, N, P, Pp, grad_initial + at + h * P * N, N, false);
         }
     }
 
-    // The state before every chunk that has one.
-    void recompute_states(const Space& a, int64_t head, int64_t chunks, const float* start) const {
-        const int64_t P = s.head_dim, N = s.state_dim, Pp = s.padded_head(), Np = s.padded_state();
-        const int64_t group = head / s.heads_per_group();
-        if (chunks && a.chunks[0].state == 0 && start) read_rows(start, P, N, N, a.states, Np);
+    // The states before every chunk that has one.
+    void recompute_states(const Space& a, int64_t head, int64_t count, int64_t chunks, const float* start) const {
+        const int64_t P = s.head_dim, N = s.state_dim, Pp = s.padded_head(), Qp = s.padded_chunk(), size = N * Pp;
+        if (chunks && a.chunks[0].state == 0 && start)
+            for (int64_t h = 0; h < count; ++h) transpose(start + h * P * N, P, N, N, a.states + h * size, Pp);
         for (int64_t k = 0; k + 1 < chunks; ++k) {
-            const Chunk& chunk = a.chunks[k];
-            if (a.chunks[k + 1].state < 0) continue;
-            float* next = a.states + a.chunks[k + 1].state * P * Np;
-            a.steps.compute(s, delta, A[head], chunk.row, chunk.size, head);
-            walk_back(a, chunk.size);
-            for (int64_t j = 0; j < chunk.size; j += kLanes) store(a.leave + j, load(a.leave + j) * load(a.steps.delta + j));
-            read_B(a, chunk, group);
-            read_rows(x + chunk.row * s.x_row + head * P, chunk.size, P, s.x_row, a.xf, Pp);
-            scale_rows(a.xf, a.leave, chunk.size, Pp, a.xf);
-            if (chunk.state >= 0) {
-                const float* state = a.states + chunk.state * P * Np;
+            const Chunk &chunk = a.chunks[k], &following = a.chunks[k + 1];
+            if (following.state < 0) continue;
+            for (int64_t h = 0; h < count; ++h) {
+                float* next = a.states + (following.state * count + h) * size;
+                const T* xs = x + chunk.row * s.x_row + (head + h) * P;
+                Ahead ahead;
+                if (h + 1 < count)
+                    ahead.add(xs + P, chunk.size, P, s.x_row);
+                else
+                    ahead.add(xs + chunk.size * s.x_row - h * P, following.size, P, s.x_row);
+                a.steps.compute(s, delta, A[head + h], chunk.row, chunk.size, head + h);
+                walk_back(a, chunk.size);
+                for (int64_t j = 0; j < chunk.size; j += kLanes) store(a.leave + j, load(a.leave + j) * load(a.steps.delta + j));
+                read_rows(xs, chunk.size, P, s.x_row, a.xf, Pp);
+                scale_rows(a.xf, a.leave, chunk.size, Pp, a.xf);
                 const float whole = a.steps.whole(chunk.size);
-                for (int64_t i = 0; i < P * Np; i += kLanes) store(next + i, load(state + i) * whole);
+                if (chunk.state >= 0) std::memcpy(next, a.states + (chunk.state * count + h) * size, size_t(size) * sizeof(float));
+                const float* kept = chunk.state >= 0 ? &whole : nullptr;
+                multiply({a.Bt + k * N * Qp, Qp, 1, a.xf, Pp, next, Pp, kept, 0, &ahead}, N, Pp, chunk.size);
             }
-            multiply({a.xf, 1, Pp, a.Bf, Np, next, Np, chunk.state >= 0}, P, Np, chunk.size);
         }
     }
 
@@ -356,24 +383,26 @@ struct Backward {
         }
     }
 
-    // One head, one chunk; gives its share of the gradient of A and turns `flow` into the gradient of the state before it.
-    double run_chunk(const Space& a, const Chunk& chunk, int64_t begin, int64_t head, float* of_D, float* grad_B, float* grad_C) const {
-        const int64_t P = s.head_dim, N = s.state_dim, Pp = s.padded_head(), Np = s.padded_state(), Qp = s.padded_chunk();
-        const int64_t q = chunk.size, qp = round_up(q), group = head / s.heads_per_group();
-        const float* state = chunk.state < 0 ? nullptr : a.states + chunk.state * P * Np;
+    // Head h of those together, one chunk: gives its share of the gradient of A and turns its flow into the gradient of
+    // the state before the chunk.
+    double run_chunk(const Space& a, int64_t number, int64_t sequence, int64_t first, int64_t h, int64_t count) const {
+        const int64_t P = s.head_dim, N = s.state_dim, Pp = s.padded_head(), Qp = s.padded_chunk();
+        const Chunk& chunk = a.chunks[number];
+        const int64_t q = chunk.size, qp = round_up(q), panel = number * N * Qp, head = first + h;
+        const float* state = chunk.state < 0 ? nullptr : a.states + (chunk.state * count + h) * N * Pp;
+        float* flow = a.flows + h * N * Pp;
         const float* steps = a.steps.delta;
+        Ahead ahead = soon(a, number, head, h + 1 < count, first);
         a.steps.compute(s, delta, A[head], chunk.row, q, head);
-        read_B(a, chunk, group), read_C(a, chunk, group);
         read_rows(x + chunk.row * s.x_row + head * P, q, P, s.x_row, a.xf, Pp);
         read_rows(grad_y + (chunk.row * s.heads + head) * P, q, P, s.heads * P, a.g, Pp);
 
         // Within the chunk y_i = sum_j G_ij W_ij delta_j x_j, with G = C B^T and decays W: outer_ij = g_i . x_j,
         // weights = G W, shares = outer G W delta, the part of log W in the gradient.
-        std::memset(a.turned, 0, size_t(P * Qp) * sizeof(float));
-        transpose(a.xf, q, P, Pp, a.turned, Qp);
-        multiply({a.g, Pp, 1, a.turned, Qp, a.outer, Qp, false}, q, qp, P);
-        const float* products = a.products + (chunk.row - begin) * Qp;
-        float* grad_products = a.grad_products + (chunk.row - begin) * Qp;
+        transpose(a.xf, q, P, Pp, a.xt, Qp);
+        multiply_lower_part({a.g, Pp, 1, a.xt, Qp, a.outer, Qp, nullptr, 0, &ahead}, q, P);
+        const float* products = a.products + (chunk.row - s.offsets[sequence]) * Qp;
+        float* grad_products = a.grad_products + (chunk.row - s.offsets[sequence]) * Qp;
         walk_decays(a.steps.decay, q, a.leave, [&](int64_t i, int64_t block, vfloat w) {
             const int64_t at = i * Qp + block;
             const vfloat weight = w * load(products + at), step = load(steps + block), outer = load(a.outer + at) * step;
@@ -384,34 +413,28 @@ struct Backward {
         sum_cuts(a, q);
 
         // What leaves through the state: v_j = B_j . flow, then du_j = sum_{i >= j} weights_ij g_i + leave_j v_j.
-        std::memset(a.flow_turned, 0, size_t(N * Pp) * sizeof(float));
-        transpose(a.flow, P, N, Np, a.flow_turned, Pp);
-        multiply({a.Bf, Np, 1, a.flow_turned, Pp, a.v, Pp, false}, q, Pp, N);
-        scale_rows(a.v, a.leave, q, Pp, a.v);
-        for (int64_t j = 0; j < q; ++j) a.left[j] = steps[j] * dot(a.v + j * Pp, a.xf + j * Pp, Pp);
-        multiply({a.weights, 1, Qp, a.g, Pp, a.v, Pp, true}, q, Pp, q, kUpper);
+        multiply({a.Bt + panel, 1, Qp, flow, Pp, a.v, Pp, nullptr, 0, &ahead}, q, Pp, N);
+        for (int64_t j = 0; j < q; ++j) a.left[j] = steps[j] * a.leave[j] * dot(a.v + j * Pp, a.xf + j * Pp, Pp);
+        multiply<kUpper>({a.weights, 1, Qp, a.g, Pp, a.v, Pp, a.leave, 1, &ahead}, q, Pp, q);
         for (int64_t j = 0; j < qp; j += kLanes) store(a.leave + j, load(a.leave + j) * load(steps + j));
-        scale_rows(a.xf, a.leave, q, Pp, a.scaled);
-        multiply({a.scaled, Pp, 1, a.flow, Np, a.wide, Np, false}, q, Np, P);
-        add_rows(a, grad_B, chunk, group);
+        scale_columns(a.xt, a.leave, P, qp, Qp);
+        multiply({flow, Pp, 1, a.xt, Qp, a.grad_Bt + panel, Qp, &kAll, 0, &ahead}, N, qp, P);
+        write_x(a, chunk, head, grad_D ? grad_D + (sequence * s.heads + head) * P : nullptr);
 
         // What enters through the state: y_i += enter_i C_i . state.
         float kept = 0;
-        float before = 0;
-        scale_rows(a.g, a.steps.enter, q, Pp, a.scaled);
         if (state) {
-            kept = a.steps.whole(q) * dot(a.flow, state, P * Np);
-            multiply({a.scaled, Pp, 1, state, Np, a.wide, Np, false}, q, Np, P);
-            add_rows(a, grad_C, chunk, group);
-            for (int64_t i = q - 1; i >= 0; --i) {
-                before += dot(a.wide + i * Np, a.Cf + i * Np, Np);
-                a.cuts[i] += before;
-            }
+            kept = a.steps.whole(q) * dot(flow, state, N * Pp);
+            scale_rows(a.g, a.steps.enter, q, Pp, a.g);
+            transpose(a.g, q, P, Pp, a.gt, Qp);
+            multiply({state, Pp, 1, a.gt, Qp, a.rows, Qp}, N, qp, P);
+            sum_entered(a, a.Ct + panel, a.grad_Ct + panel, qp);
+            float before = 0;
+            for (int64_t i = q - 1; i >= 0; --i) a.cuts[i] += before += a.entered[i];
             const float whole = a.steps.whole(q);
-            for (int64_t i = 0; i < P * Np; i += kLanes) store(a.flow + i, load(a.flow + i) * whole);
-            multiply({a.scaled, 1, Pp, a.Cf, Np, a.flow, Np, true}, P, Np, q);
+            multiply({a.Ct + panel, Qp, 1, a.g, Pp, flow, Pp, &whole}, N, Pp, q);
         } else {
-            std::memset(a.flow, 0, size_t(P * Np) * sizeof(float));
+            std::memset(flow, 0, size_t(N * Pp) * sizeof(float));
         }
 
         // The gradient of a step's log decay counts all that passes through the step.
@@ -424,8 +447,36 @@ struct Backward {
             const float own = dot(a.v + k * Pp, a.xf + k * Pp, Pp);
             grad_delta[(chunk.row + k) * s.heads + head] = cut * A[head] + own;
         }
-        write_x(a, chunk, head, of_D);
         return grad_rate;
+    }
+
+    // What `run_chunk` is to read next, of the next head or the chunk before, and writes now.
+    Ahead soon(const Space& a, int64_t number, int64_t head, bool more, int64_t first) const {
+        const int64_t P = s.head_dim, stride = s.heads * P;
+        const Chunk& chunk = a.chunks[number];
+        Ahead ahead;
+        if (more || number) {
+            const Chunk& next = more ? chunk : a.chunks[number - 1];
+            const int64_t at = (more ? head + 1 : first) * P;
+            ahead.add(x + next.row * s.x_row + at, next.size, P, s.x_row);
+            ahead.add(grad_y + next.row * stride + at, next.size, P, stride);
+        }
+        ahead.add(grad_x + chunk.row * stride + head * P, chunk.size, P, stride);
+        return ahead;
+    }
+
+    // Adds this head's gradient of C, in `rows`, to the group's; entered_i: its product with C_i.
+    void sum_entered(const Space& a, const float* Ct, float* grad_Ct, int64_t width) const {
+        const int64_t Qp = s.padded_chunk();
+        for (int64_t i = 0; i < width; i += kLanes) {
+            vfloat sum{};
+            for (int64_t at = i; at < s.state_dim * Qp; at += Qp) {
+                const vfloat grad = load(a.rows + at);
+                sum += grad * load(Ct + at);
+                store(grad_Ct + at, load(grad_Ct + at) + grad);
+            }
+            store(a.entered + i, sum);
+        }
     }
 
     // cuts_k = sum of shares_ij over j < k <= i.

@@ -44,6 +44,8 @@ CASES = {
     "one head": dict(heads=1, groups=1),
     "wide state": dict(batch=1, length=130, heads=2, head_dim=16, groups=1, state_dim=33, chunk_size=64),
     "wide heads": dict(batch=1, length=70, heads=2, head_dim=70, groups=1, state_dim=16, chunk_size=32),
+    "many heads": dict(batch=1, length=83, heads=14, head_dim=20, groups=2, state_dim=24, resets=marks(1, 83, (0, 50))),
+    "whole registers": dict(batch=1, length=150, heads=5, head_dim=64, groups=1, state_dim=128),
     "chunk 1": dict(chunk_size=1),
     "chunk 7": dict(chunk_size=7),
     "chunk beyond the length": dict(chunk_size=1000),
@@ -72,6 +74,19 @@ def test_half_precision(case, dtype):
         narrow=("x", "B", "C", "z"),
         tolerance=HALF[dtype],
     )
+
+
+@pytest.mark.parametrize("position", [0, 17, 40, 99])
+def test_nothing_reaches_back(position):
+    made = arguments(1, 100, heads=3, head_dim=20, groups=1, state_dim=20, extras=False)
+    made = {n: v.float() if isinstance(v, torch.Tensor) else v for n, v in made.items()}
+    wanted, _ = ops.ssd(**made)
+    for name in ("x", "B", "C"):
+        spoiled = made[name].clone()
+        spoiled[:, position] = torch.nan
+        y, _ = ops.ssd(**{**made, name: spoiled})
+        torch.testing.assert_close(y[:, :position], wanted[:, :position])
+        assert y[:, position].isnan().all()
 
 
 def test_strided_input():

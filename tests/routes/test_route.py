@@ -73,3 +73,15 @@ def test_walking_compiles_as_one_graph_for_any_size():
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("size", [(4, 6), (5, 7), (1, 3)])
+def test_walks_that_share_the_cells_are_merged_by_one_reading(size):
+    shared, crossed = routes.get("atrous_step2"), routes.get("cross")
+    assert shared.shares(*size) and not crossed.shares(*size)
+    sequences = torch.randn(2, shared.length(*size), shared.walks, 3, requires_grad=True)
+    merged, joined = shared.merge(sequences, *size), shared.join(shared.unwalk(sequences, *size))
+    assert torch.equal(merged, joined)
+    weight = torch.randn_like(merged)
+    (have,), (want,) = (torch.autograd.grad(made, sequences, weight) for made in (merged, joined))
+    assert torch.equal(have, want)

@@ -9,8 +9,19 @@ from torch import Tensor
 
 from statescan.kernels import cpu
 
-_CHUNKS = (16, 128)  # shorter chunks waste registers, longer ones leave the cache; results are the same
+_CHUNKS = (16, 64)  # shorter chunks waste registers, longer ones leave the cache; results are the same
 _WORK_PER_THREAD = 1 << 16  # length x heads x head_dim x state_dim; less, and a second thread does not pay
+
+
+def chunk(chunk_size: int, state_dim: int, *, backward: bool = False) -> int:
+    """How many positions the kernel takes as one quadratic form where `chunk_size` were asked for.
+
+    Work within a chunk grows with its length, work on the states at its borders shrinks, and the latter counts for more
+    where states are large and, in the backward pass, where they are kept.
+    """
+    best = 3 * state_dim // 4 if backward else state_dim // 4
+    shortest, longest = _CHUNKS
+    return max(shortest, min(chunk_size, longest, -(-best // 16) * 16))
 
 
 def _positions(tensor: Tensor) -> Tensor:
@@ -32,6 +43,8 @@ class _Call:
         resets: Tensor | None,
         offsets: Tensor | None,
         chunk_size: int,
+        *,
+        backward: bool = False,
     ):
         batch, length, heads, head_dim = x.shape
         groups, state_dim = B.shape[2:]
@@ -50,7 +63,7 @@ class _Call:
             groups,
             state_dim,
             self.count,
-            min(max(chunk_size, _CHUNKS[0]), _CHUNKS[1]),
+            chunk(chunk_size, state_dim, backward=backward),
             self.x.stride(0),
             self.delta.stride(0),
             self.B.stride(0),
@@ -115,7 +128,7 @@ def backward(
         if state is not None:
             grad_state = torch.zeros_like(state) if grad_last is None else grad_last
     else:
-        call = _Call(x, delta, A, B, C, D, state, *args)
+        call = _Call(x, delta, A, B, C, D, state, *args, backward=True)
         given = torch.zeros_like(x) if grad_y is None else grad_y.to(x.dtype)
         given = given.contiguous()
         carried = None if grad_last is None else grad_last.float().contiguous()

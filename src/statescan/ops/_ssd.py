@@ -55,7 +55,8 @@ def ssd(
         z: gate, shaped as x.
         delta_bias: (heads,).
         delta_softplus, delta_limit: see above; the gradient is zero where a step is clamped.
-        chunk_size: positions that are taken as one quadratic form; changes speed, not results.
+        chunk_size: positions that are taken as one quadratic form, at most: CPU kernels take fewer where that is faster;
+            changes speed, not results.
         initial_state: (batch, heads, head_dim, state_dim); with offsets, (sequences, …).
         resets: (batch, length) bool; where True, the state is zeroed before that position.
         offsets: (sequences + 1,) int64, cumulative lengths of sequences packed into a batch of 1.

@@ -75,7 +75,8 @@ class Route:
             cells = torch.cat([cells, self._check_tokens(tokens, grid)], 1)
         if self.pads(height, width):  # index -1 reads zeros behind the last cell
             cells = torch.cat([cells, cells.new_zeros(cells.shape[0], 1, cells.shape[2])], 1)
-        return cells[:, table.transpose(0, 1).flatten()].unflatten(1, (-1, self.walks))
+            table = torch.where(table < 0, cells.shape[1] - 1, table)
+        return cells.index_select(1, table.transpose(0, 1).flatten()).unflatten(1, (-1, self.walks))
 
     def unwalk(self, sequences: Tensor, height: int, width: int) -> Tensor:
         """sequences (batch, length, walks, channels) -> what each walk left at each cell, (batch, height, width, walks x
@@ -95,6 +96,10 @@ class Route:
             height, width: of the grid.
             how: what becomes of the walks at a cell; see `join`.
         """
+        if how == "sum" and self.shares(height, width):
+            self._check_sequences(sequences, height, width)
+            visits = _constant_tensor("visits", self, index(height), index(width), sequences.device)
+            return sequences.flatten(1, 2).index_select(1, visits).unflatten(1, (height, width))
         return self.join(self.unwalk(sequences, height, width), how)
 
     def join(self, values: Tensor, how: str | Merge = "sum") -> Tensor:
@@ -116,6 +121,10 @@ class Route:
     def misses(self, height: int, width: int) -> bool:
         """Whether a walk leaves cells out."""
         return _constant_misses(self, index(height), index(width))
+
+    def shares(self, height: int, width: int) -> bool:
+        """Whether the walks divide the cells among them: each is visited once by all walks together."""
+        return _constant_shares(self, index(height), index(width))
 
     def reversed(self) -> Route:
         """Every walk backwards."""
@@ -217,11 +226,20 @@ def _directions(route: Route, height: int, width: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=1024)
-def _facts(route: Route, height: int, width: int) -> tuple[bool, bool]:
-    """Whether walks pad, and whether they leave cells out."""
+def _facts(route: Route, height: int, width: int) -> tuple[bool, bool, bool]:
+    """Whether walks pad, whether they leave cells out, and whether each cell has one visit alone."""
     table = _table(route, height, width)
+    missed = _inverse(route, height, width)[:, : height * width] == table.shape[1]
+    return bool((table < 0).any()), bool(missed.any()), bool(((~missed).sum(0) == 1).all())
+
+
+@lru_cache(maxsize=1024)
+def _visits(route: Route, height: int, width: int) -> np.ndarray:
+    """Where the one visit to each cell stands in sequences (length x walks); meaningless where there are more."""
+    walks, length = _table(route, height, width).shape
     inverse = _inverse(route, height, width)[:, : height * width]
-    return bool((table < 0).any()), bool((inverse == table.shape[1]).any())
+    which = (inverse < length).argmax(0)
+    return np.take_along_axis(inverse, which[None], 0)[0] * walks + which // route.repeats
 
 
 @lru_cache(maxsize=1024)
@@ -233,13 +251,18 @@ _MAKERS: dict[str, Callable[[Route, int, int], np.ndarray]] = {
     "table": _table,
     "inverse": _inverse,
     "directions": _directions,
+    "visits": _visits,
 }
 _TENSORS: dict[tuple[object, ...], Tensor] = {}
 
 
 # `operator.index` fixes a symbolic size where `torch.compile` passes one; `int` would keep it.
 def _constant_tensor(
-    kind: Literal["table", "inverse", "directions"], route: Route, height: int, width: int, device: torch.device
+    kind: Literal["table", "inverse", "directions", "visits"],
+    route: Route,
+    height: int,
+    width: int,
+    device: torch.device,
 ) -> Tensor:
     # The rules are plain Python and numpy: a compiled graph has a node that knows them, an exported one keeps the tables.
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
@@ -297,6 +320,17 @@ def _constant_misses(route: Route, height: int, width: int) -> bool:
     return _facts(route, height, width)[1]
 
 
-for _function in (_constant_key, _constant_count, _constant_length, _constant_pads, _constant_misses):
+def _constant_shares(route: Route, height: int, width: int) -> bool:
+    return _facts(route, height, width)[2]
+
+
+for _function in (
+    _constant_key,
+    _constant_count,
+    _constant_length,
+    _constant_pads,
+    _constant_misses,
+    _constant_shares,
+):
     # What `torch.compiler.assume_constant_result` does, without importing the compiler.
     _function._dynamo_marked_constant = True  # type: ignore[attr-defined, union-attr]

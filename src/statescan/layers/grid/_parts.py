@@ -36,8 +36,20 @@ class GridConvolution(nn.Conv2d):
     Arguments are those of `torch.nn.Conv2d`; its weights have the same shapes.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        #: One cell of input to one of output.
+        self.pointwise = self.kernel_size == self.stride == (1, 1) and self.padding in ((0, 0), "valid", "same")
+
     def forward(self, x: Tensor) -> Tensor:
         """(batch, height, width, channels in) -> (batch, new height, new width, channels out)."""
+        # Channels last, a convolution of single cells is a product with a matrix or of channels with numbers. PyTorch
+        # would go through its convolutions, the latter one channel at a time where one thread has one image.
+        if self.pointwise and self.groups == 1:
+            return F.linear(x, self.weight.flatten(1), self.bias)
+        if self.pointwise and self.groups == self.in_channels == self.out_channels:
+            weight = self.weight.flatten().to(x.dtype)
+            return x * weight if self.bias is None else torch.addcmul(self.bias.to(x.dtype), x, weight)
         return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 

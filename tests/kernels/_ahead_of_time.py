@@ -222,19 +222,25 @@ def call_gated_rms_norm(dtype: torch.dtype, *, group_size: int, norm_before_gate
 
 
 def call_steps(dtype: torch.dtype, kind: torch.dtype) -> None:
-    from statescan.kernels.triton import selective_state_step, ssd_step
+    from statescan.kernels.triton import add_rms_norm, causal_conv1d_step, selective_state_step, ssd_step
 
     wide, row = torch.float32, kind if kind.is_complex else dtype
     x, z = (empty(8, 1536, dtype=dtype) for _ in range(2))
     vectors = [empty(1536, dtype=wide) for _ in range(2)]
     state, A = empty(8, 1536, 16, dtype=kind), empty(1536, 16, dtype=kind)
     B, C = (empty(8, 1, 16, dtype=row) for _ in range(2))
-    selective_state_step.forward(state, x, x, A, B, C, vectors[0], z, vectors[1], True)
+    for in_place in (False, True):
+        selective_state_step.forward(state, x, x, A, B, C, vectors[0], z, vectors[1], True, in_place)
+    weight = empty(1536, 4, dtype=dtype)
+    causal_conv1d_step.forward(empty(8, 3, 1536, dtype=dtype), x, weight, weight[:, 0], True)
+    for added in (None, x):
+        add_rms_norm.forward(empty(8, 1536, dtype=wide), added, weight[:, 0], 1e-5)
     if not kind.is_complex:
         x, z = (empty(8, 24, 64, dtype=dtype) for _ in range(2))
         B, C = (empty(8, 1, 128, dtype=dtype) for _ in range(2))
         A, delta, state = empty(24, dtype=wide), empty(8, 24, dtype=wide), empty(8, 24, 64, 128, dtype=wide)
         ssd_step.forward(state, x, delta, A, B, C, A, z)
+        ssd_step.forward(state, x, delta.to(dtype), A, B, C, A, z, A, (0.0, float("inf")), True)
 
 
 def call_tree_scan(dtype: torch.dtype, *, nodes: int, heads: int = 24, columns: int = 64, states: int = 128) -> None:

@@ -342,6 +342,77 @@ def test_step_of_ssd(D, device):
     check("ssd_step", device, given)
 
 
+def check_in_place(name, state, *args, dtype=None, tolerance=FLOAT32, **options):
+    """A step that overwrites its state gives y and the state that the step without the underscore does, twice in a row."""
+    step_, step = getattr(ops, f"{name}_"), getattr(ops, name)
+    wanted, place = state.clone(), state.data_ptr()
+    softplus = {"delta_softplus": True} if name == "ssd_step" else {}
+    for _ in range(2):
+        with ops.backend("reference"):
+            expected, wanted = step(wanted, *args, **softplus, **options)
+        y = step_(state, *args, **options)
+        assert y.dtype == args[0].dtype and state.data_ptr() == place
+        torch.testing.assert_close(y.float(), expected.float(), rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(state, wanted.to(state.dtype), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_step_of_the_scan_in_place(batch, dtype, device):
+    x, delta, z, B, C = (
+        random(batch, width, seed=seed).to(device, dtype) for seed, width in enumerate((18, 18, 18, 5, 5), 1)
+    )
+    projected = torch.cat([B, C], 1)  # rows of a wider tensor, as of a projection
+    A, D, bias = (random(*shape, seed=9).to(device, torch.float32) for shape in ((18, 5), (18,), (18,)))
+    state = random(batch, 18, 5, seed=8).to(device, torch.float32)
+    check_in_place(
+        "selective_state_step",
+        state,
+        *(x, delta, -A.abs(), projected[:, :5], projected[:, 5:], D, z),
+        delta_bias=bias,
+        delta_softplus=True,
+        tolerance=FLOAT32 if dtype == torch.float32 else 2 * HALF[dtype],
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("limits", [(0.0, float("inf")), (0.4, 0.9)])
+def test_step_of_ssd_in_place(limits, dtype, device):
+    x, z = (random(2, 4, 6, seed=seed).to(device, dtype) for seed in (1, 2))
+    B, C = (random(2, 2, 5, seed=seed).to(device, dtype) for seed in (3, 4))
+    delta, bias, A, D = (random(*shape, seed=5).to(device, torch.float32) for shape in ((2, 4), (4,), (4,), (4,)))
+    state = random(2, 4, 6, 5, seed=6).to(device, torch.float32)
+    tolerance = FLOAT32 if dtype == torch.float32 else 2 * HALF[dtype]
+    options = dict(delta_bias=bias, delta_limit=limits, tolerance=tolerance)
+    check_in_place("ssd_step", state, x, delta.to(dtype), -A.abs(), B, C, D, z, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("width", "activation"), [(4, "silu"), (2, None), (1, "silu")])
+def test_step_of_the_convolution_in_place(width, activation, dtype, device):
+    wide = random(3, 40, seed=1).to(device, dtype)
+    weight, bias = (random(*shape, seed=2).to(device, dtype) for shape in ((19, width), (19,)))
+    state = random(3, width - 1, 19, seed=3).to(device, dtype)
+    tolerance = FLOAT32 if dtype == torch.float32 else 2 * HALF[dtype]
+    options = dict(activation=activation, tolerance=tolerance)
+    check_in_place("causal_conv1d_step", state, wide[:, 21:], weight, bias, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("adds", [True, False])
+def test_adding_to_the_residual_stream(adds, dtype, device):
+    residual = random(3, 37, seed=1).to(device, torch.float32)
+    x = random(3, 37, seed=2).to(device, dtype) if adds else None
+    weight = random(37, seed=3).to(device, dtype)
+    with ops.backend("reference"):
+        wanted = residual if x is None else residual + x
+        normed = ops.gated_rms_norm(wanted.to(dtype), weight, eps=1e-3)
+    y = ops.add_rms_norm_(residual, x, weight, eps=1e-3)
+    tolerance = FLOAT32 if dtype == torch.float32 else 2 * HALF[dtype]
+    torch.testing.assert_close(residual, wanted)
+    torch.testing.assert_close(y, normed, rtol=tolerance, atol=tolerance)
+
+
 @pytest.mark.parametrize("operator", ["selective_scan", "causal_conv1d", "ssd"])
 def test_strided_input(operator, device):
     given = MODULES[operator].arguments(batch=2, length=20)

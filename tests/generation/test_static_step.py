@@ -111,6 +111,22 @@ def test_a_state_given_stays_as_it_is_and_beginnings_are_the_models(device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["mamba", "mamba2"])
+def test_states_in_half_precision_stay_near(name, device):
+    model = prepared(name, device)
+    decoder = StepGraph(model, 2, state_dtype=torch.bfloat16, record=device == "cuda")
+    state = model.initial_state(2)
+    assert 2 * decoder.nbytes == state.nbytes
+    tokens = torch.randint(0, 250, (2, 30), device=device)
+    with torch.no_grad():
+        for column in range(30):
+            expected, state = model.step(tokens[:, column], state)
+            found = decoder.step(tokens[:, column])
+    assert_near(found, expected, 0.03)
+    assert decoder.select([1])._static.state["0"]["ssm"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("rows", [[3, 0, 1], [4], [2, 2, 0, 1, 3, 4, 4]])
 def test_sequences_leave_and_fork(rows, device):
     model = prepared("mamba", device)

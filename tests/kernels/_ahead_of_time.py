@@ -229,8 +229,9 @@ def call_steps(dtype: torch.dtype, kind: torch.dtype) -> None:
     vectors = [empty(1536, dtype=wide) for _ in range(2)]
     state, A = empty(8, 1536, 16, dtype=kind), empty(1536, 16, dtype=kind)
     B, C = (empty(8, 1, 16, dtype=row) for _ in range(2))
-    for in_place in (False, True):
-        selective_state_step.forward(state, x, x, A, B, C, vectors[0], z, vectors[1], True, in_place)
+    selective_state_step.forward(state, x, x, A, B, C, vectors[0], z, vectors[1], True)
+    if not kind.is_complex:
+        selective_state_step.forward(state.to(dtype), x, x, A, B, C, vectors[0], z, vectors[1], True, True)
     weight = empty(1536, 4, dtype=dtype)
     causal_conv1d_step.forward(empty(8, 3, 1536, dtype=dtype), x, weight, weight[:, 0], True)
     for added in (None, x):

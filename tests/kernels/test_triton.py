@@ -356,33 +356,35 @@ def check_in_place(name, state, *args, dtype=None, tolerance=FLOAT32, **options)
         torch.testing.assert_close(state, wanted.to(state.dtype), rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_step_of_the_scan_in_place(batch, dtype, device):
+def test_step_of_the_scan_in_place(batch, dtype, kept, device):
     x, delta, z, B, C = (
         random(batch, width, seed=seed).to(device, dtype) for seed, width in enumerate((18, 18, 18, 5, 5), 1)
     )
     projected = torch.cat([B, C], 1)  # rows of a wider tensor, as of a projection
     A, D, bias = (random(*shape, seed=9).to(device, torch.float32) for shape in ((18, 5), (18,), (18,)))
-    state = random(batch, 18, 5, seed=8).to(device, torch.float32)
+    state = random(batch, 18, 5, seed=8).to(device, kept)
     check_in_place(
         "selective_state_step",
         state,
         *(x, delta, -A.abs(), projected[:, :5], projected[:, 5:], D, z),
         delta_bias=bias,
         delta_softplus=True,
-        tolerance=FLOAT32 if dtype == torch.float32 else 2 * HALF[dtype],
+        tolerance=max(FLOAT32 if kind == torch.float32 else 2 * HALF[kind] for kind in (dtype, kept)),
     )
 
 
+@pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("limits", [(0.0, float("inf")), (0.4, 0.9)])
-def test_step_of_ssd_in_place(limits, dtype, device):
+def test_step_of_ssd_in_place(limits, dtype, kept, device):
     x, z = (random(2, 4, 6, seed=seed).to(device, dtype) for seed in (1, 2))
     B, C = (random(2, 2, 5, seed=seed).to(device, dtype) for seed in (3, 4))
     delta, bias, A, D = (random(*shape, seed=5).to(device, torch.float32) for shape in ((2, 4), (4,), (4,), (4,)))
-    state = random(2, 4, 6, 5, seed=6).to(device, torch.float32)
-    tolerance = FLOAT32 if dtype == torch.float32 else 2 * HALF[dtype]
+    state = random(2, 4, 6, 5, seed=6).to(device, kept)
+    tolerance = max(FLOAT32 if kind == torch.float32 else 2 * HALF[kind] for kind in (dtype, kept))
     options = dict(delta_bias=bias, delta_limit=limits, tolerance=tolerance)
     check_in_place("ssd_step", state, x, delta.to(dtype), -A.abs(), B, C, D, z, **options)
 

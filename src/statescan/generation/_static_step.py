@@ -58,13 +58,13 @@ class StaticStep:
         ValueError: the model has a part for which there is no such step; says which.
     """
 
-    def __init__(self, model: Any, batch_size: int):
+    def __init__(self, model: Any, batch_size: int, state_dtype: torch.dtype | None = None):
         reason = static_reason(model)
         if reason:
             raise ValueError(f"model: no step in place: {reason}")
         self.model, self.batch_size = model, batch_size
         self.tokens = torch.zeros(batch_size, dtype=torch.int64, device=model.device)
-        self.state: State = model.initial_state(batch_size).clone()
+        self.state: State = model.initial_state(batch_size).to(dtype=state_dtype).clone()
         self._mixers = [None if block.mixer is None else _mixer_step(block.mixer) for block in model.stack.blocks]
 
     def load(self, state: State) -> None:
@@ -159,21 +159,25 @@ class StepGraph:
         model: a language model of Mamba or Mamba-2 layers on a CUDA device; `graph_reason` says whether it is one. What
             was recorded reads the weights where they lay: put the model elsewhere, or change it, and make another.
         state: where to go on from, or how many sequences begin.
+        state_dtype: of the buffers; None is that of the model's states, float32 for the recurrence. bfloat16 halves what a
+            token of many sequences moves, and rounds the state at every token.
         record: False runs the same step directly, launch by launch, on any device.
 
     Raises:
         ValueError: the model has a part for which there is no such step, or is not on a CUDA device; says which.
     """
 
-    def __init__(self, model: Any, state: State | int = 1, *, record: bool = True):
+    def __init__(
+        self, model: Any, state: State | int = 1, *, state_dtype: torch.dtype | None = None, record: bool = True
+    ):
         reason = graph_reason(model) if record else ""
         if reason:
             raise ValueError(f"model: its step cannot be a CUDA graph: {reason}")
-        self.model, self._record = model, record
+        self.model, self._state_dtype, self._record = model, state_dtype, record
         with torch.inference_mode():
             before = model.initial_state(state) if isinstance(state, int) else state
             self.batch_size = before.batch_size or 1
-            self._static = StaticStep(model, self.batch_size)
+            self._static = StaticStep(model, self.batch_size, state_dtype)
             self._replay = _recorded(self._static) if record else self._static.run
             self._static.load(before)
 
@@ -198,7 +202,7 @@ class StepGraph:
         chosen = self.state(rows)
         count = chosen.batch_size or 0
         if not self._static.batch_size // 2 < count <= self._static.batch_size:
-            return StepGraph(self.model, chosen, record=self._record)
+            return StepGraph(self.model, chosen, state_dtype=self._state_dtype, record=self._record)
         with torch.inference_mode():
             self._static.load(chosen)
         self.batch_size = count

@@ -1,7 +1,8 @@
 """Steps that overwrite their state: for decoding in buffers that stay where they are, as a CUDA graph needs them.
 
 Each computes what the operator without the underscore does. On a GPU it is one kernel, which takes its arguments in whatever
-types they have; elsewhere the operator runs and its new state is copied. They have no gradient.
+types they have, the state in half precision too; elsewhere the operator runs and its new state is copied. They have no
+gradient.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def selective_state_step_(
 ) -> Tensor:
     """`selective_state_step` whose new state takes the place of `state`, which must be contiguous; gives y."""
     _check("selective_state_step_", state)
-    if triton_accepts(x, delta, B, C, z) is None and A.dtype == state.dtype and x.numel():
+    if triton_accepts(x, delta, B, C, z) is None and not A.is_complex() and x.numel():
         from statescan.kernels.triton import selective_state_step as kernels
 
         # The bare kernel knows one form of B and C: (batch, groups, states).

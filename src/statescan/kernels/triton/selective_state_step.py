@@ -75,7 +75,7 @@ def step_kernel(
         else:
             h_re = a * h_re + u[:, None] * B_re
             total += tl.sum(h_re * C_re, 1)
-            tl.store(new_state + place, h_re, mask=mask)
+            tl.store(new_state + place, h_re.to(new_state.dtype.element_ty), mask=mask)
     if z is not None:
         gate = tl.load(z + row * stride_z + d, mask=d_mask, other=0.0).to(tl.float32)
         total *= gate * sigmoid(gate)

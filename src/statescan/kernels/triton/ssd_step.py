@@ -39,8 +39,8 @@ def step_kernel(
         place = p[:, None] * states + n[None, :]
         b = tl.load(B + n, mask=n_mask, other=0.0).to(tl.float32)
         c = tl.load(C + n, mask=n_mask, other=0.0).to(tl.float32)
-        after = decay * tl.load(state + place, mask=mask, other=0.0) + (step * u)[:, None] * b[None, :]
-        tl.store(new_state + place, after, mask=mask)
+        after = decay * tl.load(state + place, mask=mask, other=0.0).to(tl.float32) + (step * u)[:, None] * b[None, :]
+        tl.store(new_state + place, after.to(new_state.dtype.element_ty), mask=mask)
         total += tl.sum(after * c[None, :], 1)
     if D is not None:
         if D_COLUMNS:

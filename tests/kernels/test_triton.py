@@ -328,6 +328,81 @@ def test_walking_whole_sequences_of_a_linear_scan(case, device, monkeypatch):
     check("linear_scan", device, made("linear_scan", case))
 
 
+@pytest.mark.parametrize(
+    ("operator", "case", "way"),
+    [
+        ("selective_scan", "chunks, resets", 1),
+        ("selective_scan", "chunks", 2),
+        ("selective_scan", "chunks, packed", 2),
+        ("ssd", "wide heads", 1),
+        ("causal_conv1d", "silu", 1),
+        ("causal_conv1d", "packed", 1),
+        # In the interpreter there are no more.
+        *(pytest.param("selective_scan", "chunks, resets", way, marks=pytest.mark.gpu) for way in (2, 3)),
+        *(pytest.param("ssd", "wide heads", way, marks=pytest.mark.gpu) for way in (2, 3)),
+        *(pytest.param("causal_conv1d", "silu", way, marks=pytest.mark.gpu) for way in (2, 3, 4)),
+    ],
+)
+def test_every_way_that_is_chosen_from(operator, case, way, device, monkeypatch):
+    from statescan.kernels.triton import _tuning
+
+    taken = []
+
+    def chosen(name, x, sizes, ways, run):
+        taken.append(min(way, len(ways) - 1))
+        return run(ways[taken[-1]])
+
+    monkeypatch.setattr(_tuning, "fastest", chosen)
+    check(operator, device, made(operator, case))
+    assert taken
+
+
+def test_the_fastest_way_is_found_once_for_each_kind_of_problem(monkeypatch):
+    pytest.importorskip("triton")
+    from statescan.kernels.triton import _tuning
+
+    runs, measured, ways = [], [], ("slow", "lacks room", "fast")
+
+    def run(way):
+        runs.append(way)
+        return way
+
+    def seconds(call):
+        call()
+        measured.append(runs.pop())
+        return {"slow": 3.0, "fast": 1.0, "lacks room": float("inf")}[measured[-1]]
+
+    def fastest(*shape, sizes=(), ways=ways, dtype=torch.float32):
+        return _tuning.fastest("op", torch.ones(shape, dtype=dtype), sizes, ways, run)
+
+    monkeypatch.setattr(_tuning, "_chosen", {})
+    monkeypatch.setattr(_tuning, "_seconds", seconds)
+    assert fastest(4, 100, 8) == "slow"  # the first, for on a CPU nothing is measured
+    with monkeypatch.context() as on_a_gpu:
+        on_a_gpu.setattr(_tuning, "_worthwhile", lambda x: True)
+        assert fastest(4, 100, 8, ways=ways[:1]) == "slow" and measured == []
+        assert fastest(4, 100, 8) == fastest(4, 120, 8) == "fast"  # of one power of two
+        assert measured == list(ways)
+        fastest(4, 200, 8), fastest(4, 100, 9), fastest(4, 100, 8, dtype=torch.float16), fastest(4, 100, 8, sizes=(3,))
+        assert len(measured) == 5 * len(ways)
+    assert fastest(4, 100, 8) == "fast"  # known, though it is not to be measured now: a CUDA graph is recorded, say
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    assert fastest(4, 100, 8) == "slow"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", ["cuda"], indirect=True)
+def test_ways_are_timed_where_problems_are_large(device, monkeypatch):
+    from statescan.kernels.triton import _tuning
+
+    monkeypatch.setattr(_tuning, "_chosen", {})
+    monkeypatch.setattr(_tuning, "WORTHWHILE", 0)
+    check("causal_conv1d", device, made("causal_conv1d", "silu"))
+    check("selective_scan", device, made("selective_scan", "chunks"))
+    check("ssd", device, made("ssd", "plain"))
+    assert {key[0].split(",")[0] for key in _tuning._chosen} == {"causal_conv1d", "selective_scan", "ssd"}
+
+
 @pytest.mark.parametrize("options", [*scan_step.CASES.values(), dict(complex_valued=True, groups=2)], ids=str)
 def test_step_of_the_scan(options, device):
     check("selective_state_step", device, scan_step.arguments(**options))

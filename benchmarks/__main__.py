@@ -4,8 +4,8 @@ python -m benchmarks            # all
 python -m benchmarks NAME ...   # some of them, such as operators or training_step
 
 Each prints its tables, with its targets where it has some. ``python -m benchmarks.NAME --help`` tells a benchmark's options.
-The decode engine is compared with llama.cpp, and its results written, where the environment variable ``LLAMA_PYTHON`` names
-a Python that has `llama-cpp-python`.
+The decode engine and the contexts are compared with llama.cpp, and their results written, where the environment variable
+``LLAMA_PYTHON`` names a Python that has `llama-cpp-python`.
 """
 
 import argparse
@@ -21,6 +21,7 @@ BENCHMARKS: dict[str, list[str]] = {
     "generation_step": [],
     "structured_matrices": [],
     "decode_engine": ["--transformers", *([] if os.environ.get("LLAMA_PYTHON") else ["--no-save"])],
+    "contexts": [] if os.environ.get("LLAMA_PYTHON") else ["--no-save"],
     "training_step": [],
     "scaling": [],
     "images": ["--quick"],

@@ -66,13 +66,11 @@ class Floor:
 
 
 class Llama:
-    """llama.cpp in its own process, with the weights of a model."""
+    """llama.cpp in its own process, with a GGUF file; `context` is the length of its one sequence, 0 is 16 short ones."""
 
-    def __init__(self, python: str, model: Any, dtype: str, folder: str, *, wall: bool):
-        file = os.path.join(folder, f"{dtype}.gguf")
-        _gguf.write(model, file, dtype=dtype)
+    def __init__(self, python: str, file: str, *, wall: bool, context: int = 0):
         script = str(Path(__file__).with_name("_llama.py"))
-        command = [python, script, file, str(torch.get_num_threads())]
+        command = [python, script, file, str(torch.get_num_threads()), str(context)]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         self._process = subprocess.Popen(
             command,
@@ -160,7 +158,9 @@ def measure(model: Any, dtype: str, options: argparse.Namespace) -> dict[str, An
     with contextlib.ExitStack() as stack:
         if options.llama_python:
             folder = stack.enter_context(tempfile.TemporaryDirectory(dir=options.scratch))
-            llama = Llama(options.llama_python, model, PEERS[dtype], folder, wall=wall)
+            file = os.path.join(folder, f"{PEERS[dtype]}.gguf")
+            _gguf.write(model, file, dtype=PEERS[dtype])
+            llama = Llama(options.llama_python, file, wall=wall)
             stack.callback(llama.close)
             row["logits, from llama.cpp's"] = logit_distance(compiled, llama)
             calls["llama step"] = lambda: llama.seconds("decode 4") / 4

@@ -1,17 +1,26 @@
-"""Operators on a CUDA device, beside the packages that GPU users have, and beside the floor that memory sets.
+"""Operators and decoding on a CUDA device, beside the packages that GPU users have, and beside the floor that memory sets.
 
 python -m benchmarks.gpu
 
-Every operator runs in bfloat16 as a layer of a language model calls it, forward alone and with its gradient. What agrees
-with a peer is timed in turns with it: median of single calls between CUDA events, the cache emptied before each. The
-floor is the bytes of all inputs and outputs at the speed of a copy, measured in the same run. Peers (mamba-ssm,
-causal-conv1d, flash-linear-attention) are compared where they can be imported; where not, the reason is printed.
-Results go to ``benchmarks/results/gpu.json`` and ``.md``. Without a CUDA device nothing is measured, and that is said.
+Tokens are decoded with a model of 1.4 billion random bfloat16 weights, 1 to 256 sequences at a time, one CUDA graph a token,
+beside mamba-ssm's decoder with its graph and the same weights. (Its states are bfloat16; ours are float32, and
+bfloat16 in a row of their own.) Then every operator runs in bfloat16 as a layer of a language model calls it, forward alone
+and with its gradient, scans at lengths from 2k to 64k. What agrees with a peer is timed in turns with it: median of single
+calls between CUDA events, for operators from an empty cache. The floor is the bytes of all inputs and outputs at the speed
+of a copy, measured in the same run. Peers (mamba-ssm, causal-conv1d, flash-linear-attention) are compared where they can be
+imported; where not, the reason is printed. Beside `ssd` stands attention of equal width
+(`scaled_dot_product_attention`), which computes something else. Tables come last; results go to
+``benchmarks/results/gpu.json`` and ``.md``.
+
+Without a CUDA device nothing is measured, and that is said; ``--quick`` runs tiny sizes anywhere and writes nothing; on a
+CPU with ``TRITON_INTERPRET=1`` the kernels run in Triton's interpreter, which takes minutes.
 """
 
 from __future__ import annotations
 
-import statistics
+import argparse
+import contextlib
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +30,17 @@ import torch
 from torch import Tensor
 
 from benchmarks import _measure
+from benchmarks._gpu import CUDA, DEVICE, bandwidth, decoding, milliseconds, problem_of
 from statescan import ops, routes
+
+LENGTHS = tuple(1 << power for power in range(11, 17))
+BATCHES = (1, 16, 64, 256)
+#: What our time is to be, as a part of the best peer's.
+FASTER = {"selective_scan": (1.2, ("mamba-ssm",)), "ssd": (1.0, ("mamba-ssm", "flash-linear-attention"))}
+DECODING = 1.3
+#: Operators that memory bounds, and the part of a copy's speed that they are to reach forward.
+MEMORY_BOUND = ("causal_conv1d", "gated_rms_norm", "linear_scan")
+OF_COPY = 0.8
 
 #: Results of two bfloat16 kernels, in units of the largest value.
 TOLERANCE = 3e-2
@@ -38,6 +57,7 @@ class Peer:
     function: Callable[..., Tensor]
     tensors: Mapping[str, Tensor]
     view: Callable[[Tensor], Tensor] = as_is
+    same: bool = True  # whether it computes what we do
 
 
 @dataclass(frozen=True)
@@ -52,7 +72,7 @@ class Case:
 
 
 def random(*shape: int, scale: float = 1.0, shift: float = 0.0, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    return (scale * torch.randn(*shape, device="cuda") + shift).to(dtype)
+    return (scale * torch.randn(*shape, device=DEVICE) + shift).to(dtype)
 
 
 # ---- cases: sizes of layers of the published 130m to 2.7b models -----------------------------------------------
@@ -63,7 +83,7 @@ def selective_scan(batch: int, length: int, channels: int, states: int = 16) -> 
     tensors = {
         "x": random(batch, length, channels),
         "delta": random(batch, length, channels, scale=0.5),
-        "A": -torch.arange(1.0, states + 1, device="cuda").repeat(channels, 1),
+        "A": -torch.arange(1.0, states + 1, device=DEVICE).repeat(channels, 1),
         "B": random(batch, length, states),
         "C": random(batch, length, states),
         "D": random(channels, dtype=wide),
@@ -90,13 +110,13 @@ def selective_scan(batch: int, length: int, channels: int, states: int = 16) -> 
 
 
 def route_scan(batch: int, height: int, width: int, channels: int, states: int) -> Case:
-    order = routes.get("cross").table(height, width).cuda()
+    order = routes.get("cross").table(height, width).to(DEVICE)
     cells, walks = height * width, order.shape[0]
     wide = torch.float32
     tensors = {
         "x": random(batch, cells, channels),
         "delta": random(batch, cells, walks, channels, scale=0.5),
-        "A": -torch.arange(1.0, states + 1, device="cuda").repeat(walks * channels, 1),
+        "A": -torch.arange(1.0, states + 1, device=DEVICE).repeat(walks * channels, 1),
         "B": random(batch, cells, walks, states),
         "C": random(batch, cells, walks, states),
         "D": random(walks * channels, dtype=wide),
@@ -105,7 +125,7 @@ def route_scan(batch: int, height: int, width: int, channels: int, states: int) 
 
     def copies() -> Peer:
         """Every walk's cells copied in its order, one selective scan of all, the results put back."""
-        there, back, which = order.mT, order.argsort(1).mT, torch.arange(walks, device="cuda")
+        there, back, which = order.mT, order.argsort(1).mT, torch.arange(walks, device=DEVICE)
 
         def call(x, delta, A, B, C, D, delta_bias):
             delta, B, C = (t[:, there, which] for t in (delta, B, C))
@@ -131,7 +151,7 @@ def ssd(batch: int, length: int, heads: int, head_dim: int = 64, states: int = 1
     tensors = {
         "x": random(batch, length, heads, head_dim),
         "delta": random(batch, length, heads, scale=0.5),
-        "A": -1 - 15 * torch.rand(heads, device="cuda"),
+        "A": -1 - 15 * torch.rand(heads, device=DEVICE),
         "B": random(batch, length, 1, states),
         "C": random(batch, length, 1, states),
         "D": random(heads, dtype=wide),
@@ -157,12 +177,17 @@ def ssd(batch: int, length: int, heads: int, head_dim: int = 64, states: int = 1
 
         return Peer(call, tensors)
 
+    def attention() -> Peer:
+        q, k, v = (random(batch, heads, length, head_dim) for _ in range(3))
+        function = torch.nn.functional.scaled_dot_product_attention
+        return Peer(lambda q, k, v: function(q, k, v, is_causal=True), {"q": q, "k": k, "v": v}, same=False)
+
     return Case(
         "ssd",
         f"{batch} x {length} x {heads} heads of {head_dim}, state {states}",
         tensors,
         lambda **t: ops.ssd(**t, delta_softplus=True, chunk_size=chunk_size),
-        {"mamba-ssm": mamba_ssm, "flash-linear-attention": flash_linear_attention},
+        {"mamba-ssm": mamba_ssm, "flash-linear-attention": flash_linear_attention, "attention": attention},
     )
 
 
@@ -201,7 +226,7 @@ def causal_conv1d(batch: int, length: int, channels: int, width: int = 4) -> Cas
 
 def linear_scan(batch: int, length: int, channels: int) -> Case:
     tensors = {
-        "a": torch.rand(batch, length, channels, device="cuda"),
+        "a": torch.rand(batch, length, channels, device=DEVICE),
         "b": random(batch, length, channels, dtype=torch.float32),
     }
 
@@ -244,8 +269,8 @@ def gated_rms_norm(rows: int, channels: int) -> Case:
 
 
 def vandermonde(heads: int, states: int, length: int) -> Case:
-    exponents = torch.complex(-torch.rand(heads, states) / 100, torch.randn(heads, states)).cuda()
-    tensors = {"weights": torch.randn(1, heads, states, dtype=torch.complex64, device="cuda"), "exponents": exponents}
+    exponents = torch.complex(-torch.rand(heads, states) / 100, torch.randn(heads, states)).to(DEVICE)
+    tensors = {"weights": torch.randn(1, heads, states, dtype=torch.complex64, device=DEVICE), "exponents": exponents}
 
     def formula() -> Peer:
         return Peer(lambda weights, exponents: ops.vandermonde_reference(weights, exponents, length), tensors)
@@ -260,10 +285,10 @@ def vandermonde(heads: int, states: int, length: int) -> Case:
 
 
 def cauchy(heads: int, states: int, nodes: int) -> Case:
-    z = 2j * torch.tan(torch.linspace(0, 1.57, nodes, dtype=torch.float64)).to(torch.complex64).cuda()
+    z = 2j * torch.tan(torch.linspace(0, 1.57, nodes, dtype=torch.float64)).to(torch.complex64).to(DEVICE)
     tensors = {
-        "v": torch.randn(4, heads, states, dtype=torch.complex64, device="cuda"),
-        "w": torch.complex(-torch.rand(heads, states), torch.randn(heads, states)).cuda(),
+        "v": torch.randn(4, heads, states, dtype=torch.complex64, device=DEVICE),
+        "w": torch.complex(-torch.rand(heads, states), torch.randn(heads, states)).to(DEVICE),
     }
 
     def formula() -> Peer:
@@ -278,57 +303,43 @@ def cauchy(heads: int, states: int, nodes: int) -> Case:
     )
 
 
-def cases() -> list[Case]:
+def cases() -> list[Callable[[], Case]]:
+    """Each makes its tensors when it is called."""
     return [
-        selective_scan(8, 2048, 1536),
-        selective_scan(1, 512, 1536),
-        selective_scan(1, 16384, 5120),
-        selective_scan(128, 196, 768),
-        route_scan(32, 56, 56, 96, 1),
-        route_scan(32, 14, 14, 384, 16),
-        ssd(8, 2048, 24),
-        ssd(1, 512, 24),
-        ssd(1, 16384, 80),
-        causal_conv1d(8, 2048, 1792),
-        causal_conv1d(1, 16384, 5376),
-        linear_scan(8, 2048, 1024),
-        linear_scan(1, 65536, 1024),
-        gated_rms_norm(16384, 1536),
-        gated_rms_norm(16384, 5120),
-        vandermonde(256, 32, 16384),
-        cauchy(256, 32, 8193),
+        *(lambda length=length: selective_scan(1, length, 1536) for length in LENGTHS),
+        *(lambda length=length: ssd(1, length, 24) for length in LENGTHS),
+        lambda: causal_conv1d(8, 2048, 1792),
+        lambda: causal_conv1d(1, 16384, 5376),
+        lambda: gated_rms_norm(16384, 1536),
+        lambda: gated_rms_norm(16384, 5120),
+        lambda: linear_scan(8, 2048, 1024),
+        lambda: linear_scan(1, 65536, 1024),
+        lambda: selective_scan(8, 2048, 1536),
+        lambda: selective_scan(1, 16384, 5120),
+        lambda: selective_scan(128, 196, 768),
+        lambda: ssd(8, 2048, 24),
+        lambda: ssd(1, 16384, 80),
+        lambda: route_scan(32, 56, 56, 96, 1),
+        lambda: route_scan(32, 14, 14, 384, 16),
+        lambda: vandermonde(256, 32, 16384),
+        lambda: cauchy(256, 32, 8193),
+    ]
+
+
+def quick_cases() -> list[Callable[[], Case]]:
+    return [
+        lambda: selective_scan(1, 20, 8, 2),
+        lambda: ssd(1, 20, 2, 16, 16, 16),
+        lambda: causal_conv1d(1, 20, 8),
+        lambda: gated_rms_norm(4, 8),
+        lambda: linear_scan(1, 20, 8),
+        lambda: route_scan(1, 3, 3, 4, 2),
+        lambda: vandermonde(2, 3, 20),
+        lambda: cauchy(2, 3, 11),
     ]
 
 
 # ---- measuring ---------------------------------------------------------------------------------------------------
-
-
-def milliseconds(candidates: Mapping[str, Callable[[], Any]], *, seconds: float = 1.0) -> dict[str, float]:
-    """The median time of a single call of each, in turns, from a cold cache."""
-    cache = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
-    for call in candidates.values():
-        for _ in range(3):
-            call()
-    torch.cuda.synchronize()
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(next(iter(times.values()))) < 10:
-        for name, call in candidates.items():
-            cache.zero_()
-            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            before.record()
-            call()
-            after.record()
-            after.synchronize()
-            times[name].append(before.elapsed_time(after))
-    return {name: statistics.median(taken) for name, taken in times.items()}
-
-
-def bandwidth() -> float:
-    """Bytes a second read and written by a copy of 1 GiB."""
-    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / (milliseconds({"copy": lambda: target.copy_(source)})["copy"] / 1e3)
 
 
 def directions(peer: Peer) -> dict[str, Callable[[], Any]]:
@@ -345,7 +356,8 @@ def directions(peer: Peer) -> dict[str, Callable[[], Any]]:
     }
 
 
-def measure(case: Case, bytes_a_second: float) -> list[dict[str, Any]]:
+def measure(case: Case, bytes_a_second: float, *, seconds: float = 0.5, least: int = 10) -> list[dict[str, Any]]:
+    """The rows of a case: each direction, ours and every peer."""
     wanted = case.ours(**case.tensors)
     calls = {"statescan": directions(Peer(case.ours, case.tensors))}
     missing = []
@@ -353,11 +365,11 @@ def measure(case: Case, bytes_a_second: float) -> list[dict[str, Any]]:
         try:
             peer = make()
             found = peer.view(peer.function(**peer.tensors)).float()
-            error = float((found - wanted).abs().max() / wanted.abs().max())
+            error = float((found - wanted).abs().max() / wanted.abs().max()) if peer.same else 0.0
             made = directions(peer)
             made["forward + backward"]()
         except Exception as problem:  # whatever a peer does wrong on this machine is its row's text
-            missing.append((name, f"{type(problem).__name__}: {problem}".splitlines()[0][:60]))
+            missing.append((name, problem_of(problem)))
             continue
         if error > TOLERANCE:
             missing.append((name, f"differs by {error:.1e} of the largest value"))
@@ -369,7 +381,7 @@ def measure(case: Case, bytes_a_second: float) -> list[dict[str, Any]]:
         ("forward", read + wanted.nbytes),
         ("forward + backward", 3 * read + 2 * wanted.nbytes),
     ):
-        times = milliseconds({name: made[direction] for name, made in calls.items()})
+        times = milliseconds({name: made[direction] for name, made in calls.items()}, seconds=seconds, least=least)
         floor = 1e3 * moved / bytes_a_second
         rows += [
             {
@@ -390,25 +402,84 @@ def measure(case: Case, bytes_a_second: float) -> list[dict[str, Any]]:
             | {"operator": case.operator, "size": case.size, "direction": direction, "library": name, "note": why}
             for name, why in missing
         ]
+    for row in rows:
+        print({key: value for key, value in row.items() if value not in (None, "")}, flush=True)
     return rows
 
 
+def targets(decoded: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What was to be reached, of what was measured: a line a size."""
+    found = [
+        {
+            "what": "decoding, as fast as mamba-ssm times",
+            "size": f"{row['model']}, batch {row['batch']}",
+            "reached": row["with the same state"],
+            "target": DECODING,
+        }
+        for row in decoded
+        if row["library"] == "mamba-ssm" and row["ms"]
+    ]
+    for operator, (wanted, peers) in FASTER.items():
+        best: dict[str, float] = {}
+        for row in rows:
+            named = row["operator"] == operator and row["library"] in peers and row["direction"] != "forward"
+            if named and row["ms"]:
+                ratio = row["statescan is faster by"]
+                best[row["size"]] = min(ratio, best.get(row["size"], ratio))
+        what = f"{operator}, forward + backward, as fast as the best peer times"
+        found += [{"what": what, "size": size, "reached": ratio, "target": wanted} for size, ratio in best.items()]
+    found += [
+        {
+            "what": f"{row['operator']}, forward, of a copy's speed",
+            "size": row["size"],
+            "reached": row["fraction of floor"],
+            "target": OF_COPY,
+        }
+        for row in rows
+        if row["operator"] in MEMORY_BOUND and row["library"] == "statescan" and row["direction"] == "forward"
+    ]
+    return [row | {"held": "yes" if row["reached"] >= row["target"] else "no"} for row in found]
+
+
 def main() -> None:
-    if not torch.cuda.is_available():
-        print("There is no CUDA device here: nothing was measured.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=8.0, help="after which no operator begins (default: 8)")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, here too; nothing written")
+    options = parser.parse_args()
+    if not (CUDA or options.quick):
+        print("There is no CUDA device here: nothing was measured. --quick shows it at work.")
         return
+    end = time.monotonic() + 60 * options.minutes
     torch.manual_seed(0)
-    print("explain:", ops.explain("linear_scan", **linear_scan(1, 8, 8).tensors).replace("\n", "; "))
-    bytes_a_second = bandwidth()
-    rows = []
-    for case in cases():
-        found = measure(case, bytes_a_second)
-        _measure.show(f"{case.operator}, {case.size}", [{k: v for k, v in r.items() if k != "size"} for r in found])
-        rows += found
-        torch.cuda.empty_cache()
-    device = {"gpu": torch.cuda.get_device_name(), "copied bytes a second": bytes_a_second}
-    path = _measure.save("gpu", [device, *rows], tables={f"{device['gpu']}": rows})
-    print(f"copies run at {bytes_a_second / 1e9:,.0f} GB/s; {path}")
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1" and not CUDA
+    with ops.backend("triton") if interpreted else contextlib.nullcontext():
+        print("explain:", ops.explain("causal_conv1d", **causal_conv1d(1, 8, 8).tensors).replace("\n", "; "))
+        bytes_a_second = bandwidth()
+        if options.quick:
+            decoded = decoding("mamba_tiny", (1, 2), bytes_a_second, seconds=0.0, dim=16, depth=1)
+        else:
+            decoded = decoding("mamba_1.4b", BATCHES, bytes_a_second, seconds=1.0)
+        rows, late = [], 0
+        for make in quick_cases() if options.quick else cases():
+            if time.monotonic() > end:
+                late += 1
+                continue
+            timing = dict(seconds=0.0, least=1) if options.quick else {}
+            rows += measure(make(), bytes_a_second, **timing)
+            if CUDA:
+                torch.cuda.empty_cache()
+    device = {"gpu": torch.cuda.get_device_name() if CUDA else "none", "copied bytes a second": bytes_a_second}
+    tables = {
+        f"Decoding, {device['gpu']}": decoded,
+        f"Operators, {device['gpu']}": rows,
+        "Targets": targets(decoded, rows),
+    }
+    if not options.quick:
+        everything = {"device": device, "decoding": decoded, "operators": rows, "targets": tables["Targets"]}
+        print(_measure.save("gpu", everything, tables=tables))
+    for title, table in tables.items():
+        _measure.show(title, table)
+    print(f"copies run at {bytes_a_second / 1e9:,.0f} GB/s; {late} operators were left out for time")
 
 
 if __name__ == "__main__":

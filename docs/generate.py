@@ -10,7 +10,7 @@ from statescan.models._vision import VisionConfig
 
 ROOT = Path(__file__).parents[1]
 #: Benchmarks whose tables stand on the page of performance.
-MEASURED = ("selective_scan", "operators", "structured_speed", "generation_step", "decode_engine", "images")
+MEASURED = ("selective_scan", "operators", "structured_speed", "generation_step", "decode_engine", "contexts", "images")
 
 
 def systems_table(folder: str) -> str:

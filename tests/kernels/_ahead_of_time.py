@@ -1,7 +1,8 @@
 """Compile every Triton kernel that some calls launch, for a GPU that need not be there.
 
 Run as a program, not in Triton's interpreter: ``python -m tests.kernels._ahead_of_time [--every]``. Operators are called
-with launches recorded instead of run, and each distinct launch is compiled to machine code for compute capability 9.0.
+with launches recorded instead of run, once each in every way that there is to choose from, and each distinct launch is
+compiled to machine code for compute capability 9.0.
 Prints a line a kernel; a kernel that does not compile, or wants more shared memory than small GPUs have, is a failure.
 """
 
@@ -34,13 +35,25 @@ OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 
 def record() -> list[tuple[JITFunction, tuple, dict]]:
     """From now on launches are recorded in the list returned, and nothing runs."""
+    from statescan.kernels.triton import _tuning
+
     launches = []
 
     def run(self, *args, grid, warmup, **kwargs):
         launches.append((self, args, kwargs))
 
     JITFunction.run = run
+    _tuning.fastest = every_way
     return launches
+
+
+def every_way(name, x, sizes, ways, run):
+    results = [run(way) for way in ways]
+    return results[0]
+
+
+def first_way(name, x, sizes, ways, run):
+    return run(ways[0])
 
 
 def source(kernel: JITFunction, args: tuple, kwargs: dict) -> tuple[ASTSource, dict]:
@@ -222,7 +235,7 @@ def call_gated_rms_norm(dtype: torch.dtype, *, group_size: int, norm_before_gate
 
 
 def call_steps(dtype: torch.dtype, kind: torch.dtype) -> None:
-    from statescan.kernels.triton import selective_state_step, ssd_step
+    from statescan.kernels.triton import add_rms_norm, causal_conv1d_step, selective_state_step, ssd_step
 
     wide, row = torch.float32, kind if kind.is_complex else dtype
     x, z = (empty(8, 1536, dtype=dtype) for _ in range(2))
@@ -231,10 +244,17 @@ def call_steps(dtype: torch.dtype, kind: torch.dtype) -> None:
     B, C = (empty(8, 1, 16, dtype=row) for _ in range(2))
     selective_state_step.forward(state, x, x, A, B, C, vectors[0], z, vectors[1], True)
     if not kind.is_complex:
+        selective_state_step.forward(state.to(dtype), x, x, A, B, C, vectors[0], z, vectors[1], True, True)
+    weight = empty(1536, 4, dtype=dtype)
+    causal_conv1d_step.forward(empty(8, 3, 1536, dtype=dtype), x, weight, weight[:, 0], True)
+    for added in (None, x):
+        add_rms_norm.forward(empty(8, 1536, dtype=wide), added, weight[:, 0], 1e-5)
+    if not kind.is_complex:
         x, z = (empty(8, 24, 64, dtype=dtype) for _ in range(2))
         B, C = (empty(8, 1, 128, dtype=dtype) for _ in range(2))
         A, delta, state = empty(24, dtype=wide), empty(8, 24, dtype=wide), empty(8, 24, 64, 128, dtype=wide)
         ssd_step.forward(state, x, delta, A, B, C, A, z)
+        ssd_step.forward(state, x, delta.to(dtype), A, B, C, A, z, A, (0.0, float("inf")), True)
 
 
 def call_tree_scan(dtype: torch.dtype, *, nodes: int, heads: int = 24, columns: int = 64, states: int = 128) -> None:
@@ -264,7 +284,9 @@ def call_kernel_products(rows: int, *, heads: int = 256, states: int = 32, count
 
 
 def calls(every: bool) -> None:
-    """What is compiled: each kernel once or twice, or in every type and with every option."""
+    """What is compiled: each kernel once or twice, in every way there is; or in every type and with every option."""
+    from statescan.kernels.triton import _tuning
+
     bfloat16, float32, complex64 = torch.bfloat16, torch.float32, torch.complex64
     call_selective_scan(bfloat16, float32, resets=False, packed=False, serial=False)
     call_route_scan(bfloat16, serial=False)
@@ -278,6 +300,9 @@ def calls(every: bool) -> None:
     call_kernel_products(4)
     if not every:
         return
+    call_ssd(float32, head_dim=128, chunk_size=256, resets=False, packed=False)  # which takes most room
+    call_ssd(bfloat16, head_dim=128, chunk_size=256, resets=False, packed=False)
+    _tuning.fastest = first_way
     for dtype in (float32, torch.float16):
         call_selective_scan(dtype, float32, resets=True, packed=False, serial=True)
         call_selective_scan(dtype, float32, resets=False, packed=True, serial=True)

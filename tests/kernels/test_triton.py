@@ -328,6 +328,81 @@ def test_walking_whole_sequences_of_a_linear_scan(case, device, monkeypatch):
     check("linear_scan", device, made("linear_scan", case))
 
 
+@pytest.mark.parametrize(
+    ("operator", "case", "way"),
+    [
+        ("selective_scan", "chunks, resets", 1),
+        ("selective_scan", "chunks", 2),
+        ("selective_scan", "chunks, packed", 2),
+        ("ssd", "wide heads", 1),
+        ("causal_conv1d", "silu", 1),
+        ("causal_conv1d", "packed", 1),
+        # In the interpreter there are no more.
+        *(pytest.param("selective_scan", "chunks, resets", way, marks=pytest.mark.gpu) for way in (2, 3)),
+        *(pytest.param("ssd", "wide heads", way, marks=pytest.mark.gpu) for way in (2, 3)),
+        *(pytest.param("causal_conv1d", "silu", way, marks=pytest.mark.gpu) for way in (2, 3, 4)),
+    ],
+)
+def test_every_way_that_is_chosen_from(operator, case, way, device, monkeypatch):
+    from statescan.kernels.triton import _tuning
+
+    taken = []
+
+    def chosen(name, x, sizes, ways, run):
+        taken.append(min(way, len(ways) - 1))
+        return run(ways[taken[-1]])
+
+    monkeypatch.setattr(_tuning, "fastest", chosen)
+    check(operator, device, made(operator, case))
+    assert taken
+
+
+def test_the_fastest_way_is_found_once_for_each_kind_of_problem(monkeypatch):
+    pytest.importorskip("triton")
+    from statescan.kernels.triton import _tuning
+
+    runs, measured, ways = [], [], ("slow", "lacks room", "fast")
+
+    def run(way):
+        runs.append(way)
+        return way
+
+    def seconds(call):
+        call()
+        measured.append(runs.pop())
+        return {"slow": 3.0, "fast": 1.0, "lacks room": float("inf")}[measured[-1]]
+
+    def fastest(*shape, sizes=(), ways=ways, dtype=torch.float32):
+        return _tuning.fastest("op", torch.ones(shape, dtype=dtype), sizes, ways, run)
+
+    monkeypatch.setattr(_tuning, "_chosen", {})
+    monkeypatch.setattr(_tuning, "_seconds", seconds)
+    assert fastest(4, 100, 8) == "slow"  # the first, for on a CPU nothing is measured
+    with monkeypatch.context() as on_a_gpu:
+        on_a_gpu.setattr(_tuning, "_worthwhile", lambda x: True)
+        assert fastest(4, 100, 8, ways=ways[:1]) == "slow" and measured == []
+        assert fastest(4, 100, 8) == fastest(4, 120, 8) == "fast"  # of one power of two
+        assert measured == list(ways)
+        fastest(4, 200, 8), fastest(4, 100, 9), fastest(4, 100, 8, dtype=torch.float16), fastest(4, 100, 8, sizes=(3,))
+        assert len(measured) == 5 * len(ways)
+    assert fastest(4, 100, 8) == "fast"  # known, though it is not to be measured now: a CUDA graph is recorded, say
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    assert fastest(4, 100, 8) == "slow"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", ["cuda"], indirect=True)
+def test_ways_are_timed_where_problems_are_large(device, monkeypatch):
+    from statescan.kernels.triton import _tuning
+
+    monkeypatch.setattr(_tuning, "_chosen", {})
+    monkeypatch.setattr(_tuning, "WORTHWHILE", 0)
+    check("causal_conv1d", device, made("causal_conv1d", "silu"))
+    check("selective_scan", device, made("selective_scan", "chunks"))
+    check("ssd", device, made("ssd", "plain"))
+    assert {key[0].split(",")[0] for key in _tuning._chosen} == {"causal_conv1d", "selective_scan", "ssd"}
+
+
 @pytest.mark.parametrize("options", [*scan_step.CASES.values(), dict(complex_valued=True, groups=2)], ids=str)
 def test_step_of_the_scan(options, device):
     check("selective_state_step", device, scan_step.arguments(**options))
@@ -340,6 +415,79 @@ def test_step_of_ssd(D, device):
     given["state"] = given.pop("initial_state")
     del given["return_last_state"]
     check("ssd_step", device, given)
+
+
+def check_in_place(name, state, *args, dtype=None, tolerance=FLOAT32, **options):
+    """A step that overwrites its state gives y and the state that the step without the underscore does, twice in a row."""
+    step_, step = getattr(ops, f"{name}_"), getattr(ops, name)
+    wanted, place = state.clone(), state.data_ptr()
+    softplus = {"delta_softplus": True} if name == "ssd_step" else {}
+    for _ in range(2):
+        with ops.backend("reference"):
+            expected, wanted = step(wanted, *args, **softplus, **options)
+        y = step_(state, *args, **options)
+        assert y.dtype == args[0].dtype and state.data_ptr() == place
+        torch.testing.assert_close(y.float(), expected.float(), rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(state, wanted.to(state.dtype), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_step_of_the_scan_in_place(batch, dtype, kept, device):
+    x, delta, z, B, C = (
+        random(batch, width, seed=seed).to(device, dtype) for seed, width in enumerate((18, 18, 18, 5, 5), 1)
+    )
+    projected = torch.cat([B, C], 1)  # rows of a wider tensor, as of a projection
+    A, D, bias = (random(*shape, seed=9).to(device, torch.float32) for shape in ((18, 5), (18,), (18,)))
+    state = random(batch, 18, 5, seed=8).to(device, kept)
+    check_in_place(
+        "selective_state_step",
+        state,
+        *(x, delta, -A.abs(), projected[:, :5], projected[:, 5:], D, z),
+        delta_bias=bias,
+        delta_softplus=True,
+        tolerance=max(FLOAT32 if kind == torch.float32 else 2 * HALF[kind] for kind in (dtype, kept)),
+    )
+
+
+@pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("limits", [(0.0, float("inf")), (0.4, 0.9)])
+def test_step_of_ssd_in_place(limits, dtype, kept, device):
+    x, z = (random(2, 4, 6, seed=seed).to(device, dtype) for seed in (1, 2))
+    B, C = (random(2, 2, 5, seed=seed).to(device, dtype) for seed in (3, 4))
+    delta, bias, A, D = (random(*shape, seed=5).to(device, torch.float32) for shape in ((2, 4), (4,), (4,), (4,)))
+    state = random(2, 4, 6, 5, seed=6).to(device, kept)
+    tolerance = max(FLOAT32 if kind == torch.float32 else 2 * HALF[kind] for kind in (dtype, kept))
+    options = dict(delta_bias=bias, delta_limit=limits, tolerance=tolerance)
+    check_in_place("ssd_step", state, x, delta.to(dtype), -A.abs(), B, C, D, z, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("width", "activation"), [(4, "silu"), (2, None), (1, "silu")])
+def test_step_of_the_convolution_in_place(width, activation, dtype, device):
+    wide = random(3, 40, seed=1).to(device, dtype)
+    weight, bias = (random(*shape, seed=2).to(device, dtype) for shape in ((19, width), (19,)))
+    state = random(3, width - 1, 19, seed=3).to(device, dtype)
+    tolerance = FLOAT32 if dtype == torch.float32 else 2 * HALF[dtype]
+    options = dict(activation=activation, tolerance=tolerance)
+    check_in_place("causal_conv1d_step", state, wide[:, 21:], weight, bias, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("adds", [True, False])
+def test_adding_to_the_residual_stream(adds, dtype, device):
+    residual = random(3, 37, seed=1).to(device, torch.float32)
+    x = random(3, 37, seed=2).to(device, dtype) if adds else None
+    weight = random(37, seed=3).to(device, dtype)
+    with ops.backend("reference"):
+        wanted = residual if x is None else residual + x
+        normed = ops.gated_rms_norm(wanted.to(dtype), weight, eps=1e-3)
+    y = ops.add_rms_norm_(residual, x, weight, eps=1e-3)
+    tolerance = FLOAT32 if dtype == torch.float32 else 2 * HALF[dtype]
+    torch.testing.assert_close(residual, wanted)
+    torch.testing.assert_close(y, normed, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("operator", ["selective_scan", "causal_conv1d", "ssd"])

@@ -30,6 +30,7 @@ from statescan.generation._sampling import (
 )
 from statescan.generation._session import GenerationState
 from statescan.generation._speculative import SpeculationCounts, SpeculativeStream
+from statescan.generation._static_step import StepGraph, graph_reason
 from statescan.generation._text import TextStream, Tokenizer
 from statescan.generation._verification import Verification, verify_greedy, verify_matching, verify_rounds
 
@@ -58,6 +59,7 @@ __all__ = [
     "Session",
     "SpeculationCounts",
     "SpeculativeStream",
+    "StepGraph",
     "Stop",
     "Stream",
     "TextStream",
@@ -69,6 +71,7 @@ __all__ = [
     "calibrate_long_context",
     "compile_for_generation",
     "generate",
+    "graph_reason",
     "keep_min_p",
     "keep_top_k",
     "keep_top_p",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from statescan.generation._progress import progress_bar
 from statescan.generation._prompts import Prompts, Stop, encode_prompts, split_stops, spread_seeds
 from statescan.generation._sampling import SamplingConfig, next_tokens
 from statescan.generation._session import GenerationState, pad_recent, unpad
+from statescan.generation._static_step import WORTHWHILE, StepGraph, graph_reason
 from statescan.generation._text import CONTEXT, TextStream, Tokenizer
 from statescan.layers import State
 
@@ -94,12 +96,14 @@ class Stream(Iterator[Piece]):
         batching: Batching,
         keep_states: bool,
         long_context: LongContext | None = None,
+        cuda_graph: bool | None = False,
     ) -> None:
         self._model = model
         self._running = sequences
         self._prompts: list[list[int]] | None = prompts
         self._state = state
-        self._session: Session | None = None  # of a compiled model, in the state's place
+        self._session: Session | StepGraph | None = None  # of a compiled model or a CUDA graph, in the state's place
+        self._cuda_graph = cuda_graph
         self._seen = seen
         self._vocabulary = vocabulary
         self._sampling = sampling
@@ -151,6 +155,7 @@ class Stream(Iterator[Piece]):
         elif self._prompts is not None:
             logits, self._state = self._read(self._prompts)
             self._prompts = None
+            self._record()
         else:
             with self._filtered(self._running):
                 logits, self._state = self._model.step(self._last, self._state)
@@ -183,6 +188,21 @@ class Stream(Iterator[Piece]):
             logits.append(found)
             states.append(after)
         return torch.cat(logits), State.concatenate(states)
+
+    def _record(self) -> None:
+        """Have a CUDA graph go on from here, where that was asked for or is worth it."""
+        if self._cuda_graph is False:
+            return
+        try:
+            self._session, self._state = StepGraph(self._model, self._state), None  # type: ignore[arg-type]
+        except RuntimeError as error:
+            if self._cuda_graph:
+                raise
+            warnings.warn(
+                f"generation goes on without a CUDA graph, which could not be made ({error}); cuda_graph=False makes none",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def _filtered(self, sequences: Sequence[_Sequence]) -> contextlib.AbstractContextManager[None]:
         """While tokens of these sequences are generated, the filters that were in force for their prompts."""
@@ -273,6 +293,7 @@ def stream(
     draft: Draft | None = None,
     acceptance: Acceptance = "matching",
     long_context: LongContext | None = None,
+    cuda_graph: bool | None = None,
 ) -> Stream:
     """Continue prompts, handing out each token as it comes; see `generate` for the arguments.
 
@@ -343,8 +364,13 @@ def stream(
         keep_states=keep_states or len(encoded) == 1,
         long_context=long_context,
     )
+    if cuda_graph is not False:
+        reason = _without_graph(model, draft, long_context, max_new_tokens, insist=cuda_graph is True)
+        if reason and cuda_graph:
+            raise ValueError(f"cuda_graph: there can be none here: {reason}")
+        cuda_graph = False if reason else cuda_graph
     if draft is None:
-        return Stream(model, sequences, **options)
+        return Stream(model, sequences, cuda_graph=cuda_graph, **options)
     from statescan.generation._speculative import SpeculativeStream
 
     return SpeculativeStream(model, sequences, draft=draft, acceptance=acceptance, **options)
@@ -370,6 +396,7 @@ def generate(
     draft: Draft | None = None,
     acceptance: Acceptance = "matching",
     long_context: LongContext | None = None,
+    cuda_graph: bool | None = None,
     progress: bool = False,
 ) -> list[Generation]:
     """Continue one or several prompts; each gets what it would get alone.
@@ -397,6 +424,8 @@ def generate(
             other tokens, of the same distribution, more of them a pass.
         long_context: have channels of long memory pass unimportant tokens by, in prompts far longer than the model was
             trained on (`LongContext`); what is read now counts as the prompt.
+        cuda_graph: decode by one launch a token (`StepGraph`). None does so by itself for a model of Mamba or Mamba-2 layers
+            on a CUDA device that is to make more than a few tokens; False never does; True insists, and says why it cannot.
         progress: show a progress bar, if the error output is a terminal.
 
     Returns one `Generation` a prompt, in order.
@@ -420,6 +449,7 @@ def generate(
         draft=draft,
         acceptance=acceptance,
         long_context=long_context,
+        cuda_graph=cuda_graph,
     )
     count = len(pieces._running)
     tokens: list[list[int]] = [[] for _ in range(count)]
@@ -442,6 +472,21 @@ def generate(
         )
         for index in range(count)
     ]
+
+
+def _without_graph(
+    model: Any, draft: Draft | None, long_context: LongContext | None, tokens: int, *, insist: bool
+) -> str:
+    """Why tokens are decoded without a CUDA graph; empty where one is made."""
+    if isinstance(model, CompiledModel):
+        return "the model is compiled for the CPU"
+    if draft is not None:
+        return "a draft is given"
+    if long_context is not None:
+        return "long_context filters tokens"
+    if tokens <= WORTHWHILE and not insist:
+        return "there are few tokens to make"
+    return graph_reason(model)
 
 
 def _check_state(model: Any, state: GenerationState) -> None:

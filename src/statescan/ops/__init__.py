@@ -6,6 +6,7 @@ from statescan.ops._causal_conv1d import causal_conv1d, causal_conv1d_reference,
 from statescan.ops._dispatch import backend, explain
 from statescan.ops._fft_conv import fft_conv, fft_conv_reference
 from statescan.ops._gated_rms_norm import gated_rms_norm, gated_rms_norm_reference
+from statescan.ops._in_place import add_rms_norm_, causal_conv1d_step_, selective_state_step_, ssd_step_
 from statescan.ops._linear_attention import (
     taylor_feature_count,
     taylor_features,
@@ -43,6 +44,7 @@ from statescan.ops._vandermonde import (
 )
 
 __all__ = [
+    "add_rms_norm_",
     "aligned_scan",
     "aligned_ssd",
     "backend",
@@ -52,6 +54,7 @@ __all__ = [
     "causal_conv1d",
     "causal_conv1d_reference",
     "causal_conv1d_step",
+    "causal_conv1d_step_",
     "check_parents",
     "complete_tree",
     "explain",
@@ -71,6 +74,7 @@ __all__ = [
     "selective_scan",
     "selective_scan_reference",
     "selective_state_step",
+    "selective_state_step_",
     "selective_state_step_reference",
     "selective_states",
     "selective_tree_scan",
@@ -78,6 +82,7 @@ __all__ = [
     "ssd",
     "ssd_reference",
     "ssd_step",
+    "ssd_step_",
     "ssd_step_reference",
     "state_fusion",
     "taylor_feature_count",

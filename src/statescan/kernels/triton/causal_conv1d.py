@@ -6,11 +6,14 @@ every input gathers its own from the outputs it reached.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from statescan.kernels.triton import _tuning
 from statescan.kernels.triton._common import (
     FUSED,
     INTERPRETED,
@@ -25,7 +28,19 @@ from statescan.kernels.triton._common import (
     stride,
 )
 
-TILE = 16 if INTERPRETED else 32
+
+class Way(NamedTuple):
+    """How kernels are launched: positions and channels of a tile, and warps."""
+
+    tile: int
+    block: int
+    warps: int
+
+
+#: Both directions choose from these.
+WAYS: tuple[Way, ...] = (Way(32, 128, 8), Way(64, 128, 8), Way(32, 64, 4), Way(16, 256, 8), Way(128, 32, 4))
+if INTERPRETED:
+    WAYS = (Way(16, 16, 8), Way(32, 8, 4))
 
 #: Not specialised, for their values change from call to call.
 RUNTIME = ("length", "sequences", "past")
@@ -168,10 +183,11 @@ def input_gradients(
 class _Problem:
     """The arguments of both directions, as the kernels take them."""
 
-    def __init__(self, x, weight, bias, initial_state, resets, offsets, silu):
-        self.chunks = Chunks(x.shape[0], x.shape[1], offsets, TILE)
+    def __init__(self, x, weight, bias, initial_state, resets, offsets, silu, way: Way):
+        self.tile = way.tile
+        self.chunks = Chunks(x.shape[0], x.shape[1], offsets, self.tile)
         self.channels, self.width = weight.shape
-        self.block = power_of_two(self.channels, 8, 16 if INTERPRETED else 128)
+        self.block = power_of_two(self.channels, 8, way.block)
         self.grid = (self.chunks.slots, -(-self.channels // self.block))
         state = initial_state
         if state is not None and state.stride(-1) != 1:
@@ -184,7 +200,8 @@ class _Problem:
         self.strides = (stride(self.x), stride(state, 1), stride(state, 0))
         self.sizes = (self.chunks.length, self.chunks.sequences, self.past, self.channels)
         self.options = {
-            "PACKED": self.chunks.packed, "WIDTH": self.width, "TILE": TILE, "BLOCK": self.block, "num_warps": 8, **FUSED,
+            "PACKED": self.chunks.packed, "WIDTH": self.width, "TILE": self.tile, "BLOCK": self.block,
+            "num_warps": way.warps, **FUSED,
         }  # fmt: skip
         self.silu = silu
 
@@ -199,12 +216,17 @@ def forward(
     silu: bool,
 ) -> tuple[Tensor]:
     """The registered operator's body."""
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    if x.numel():
-        with on_device(x):
-            p = _Problem(x, weight, bias, initial_state, resets, offsets, silu)
-            outputs[p.grid](*p.inputs, y, *p.strides, *p.sizes, SILU=silu, **p.options)
-    return (y,)
+
+    def run(way: Way) -> Tensor:
+        y = torch.empty_like(x, memory_format=torch.contiguous_format)
+        p = _Problem(x, weight, bias, initial_state, resets, offsets, silu, way)
+        outputs[p.grid](*p.inputs, y, *p.strides, *p.sizes, SILU=silu, **p.options)
+        return y
+
+    if not x.numel():
+        return (torch.empty_like(x, memory_format=torch.contiguous_format),)
+    with on_device(x):
+        return (_tuning.fastest("causal_conv1d", x, (weight.shape[1], offsets is None), WAYS, run),)
 
 
 def backward(
@@ -220,9 +242,10 @@ def backward(
     """The registered gradient's body: the gradients of x, weight, bias and the initial state."""
     if grad_y is None or not x.numel():
         return [None if t is None else t.new_zeros(t.shape) for t in (x, weight, bias, initial_state)]
-    with on_device(x):
-        p = _Problem(x, weight, bias, initial_state, resets, offsets, silu)
-        grad_rows = rows(grad_y)
+    grad_rows = rows(grad_y)
+
+    def run(way: Way) -> list[Tensor | None]:
+        p = _Problem(x, weight, bias, initial_state, resets, offsets, silu, way)
         inner = torch.empty(p.x.shape, dtype=torch.float32, device=x.device) if silu else grad_rows
         parts = torch.empty(p.chunks.slots, p.channels, p.width, dtype=torch.float32, device=x.device)
         parts_bias = None if bias is None else torch.empty_like(parts[..., 0])
@@ -237,7 +260,7 @@ def backward(
         if initial_state is not None:
             grad_state = torch.empty_like(initial_state, memory_format=torch.contiguous_format)
             if p.past:
-                input_gradients[(p.chunks.sequences, p.grid[1], -(-p.past // TILE))](
+                input_gradients[(p.chunks.sequences, p.grid[1], -(-p.past // p.tile))](
                     *gathered, grad_state, stride(inner), *p.sizes, STATE=True, **p.options
                 )
         return [
@@ -246,3 +269,6 @@ def backward(
             None if parts_bias is None or bias is None else parts_bias.sum(0).to(bias.dtype),
             grad_state,
         ]
+
+    with on_device(x):
+        return _tuning.fastest("causal_conv1d, back", x, (weight.shape[1], offsets is None), WAYS, run)

@@ -12,11 +12,13 @@ where they vary, are laid out by `pack`.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from statescan.kernels.triton import _selective_scan as kernels
+from statescan.kernels.triton import _tuning
 from statescan.kernels.triton._common import (
     CHUNK,
     FUSED,
@@ -33,8 +35,23 @@ from statescan.kernels.triton._common import (
 )
 from statescan.kernels.triton._tiles import pack, unpack
 
-#: Positions in a tile: a power of two. With two channels a thread, gradients fill the registers.
-TILE = 16 if INTERPRETED else 8
+
+class Way(NamedTuple):
+    """How a direction is launched.
+
+    Fields:
+        tile: positions in a tile, a power of two. With two channels a thread, gradients of 8 fill the registers.
+        other: forward walks whole sequences where it would cut them into chunks, and the other way about.
+    """
+
+    tile: int
+    other: bool = False
+
+
+FORWARD: tuple[Way, ...] = (Way(8), Way(16), Way(32), Way(8, other=True))
+BACKWARD: tuple[Way, ...] = (Way(8), Way(16), Way(4))
+if INTERPRETED:
+    FORWARD, BACKWARD = (Way(16), Way(8), Way(16, other=True)), (Way(16), Way(8))
 
 #: A program owns so many channels; one warp, two channels a thread.
 BLOCK = 8 if INTERPRETED else 64
@@ -154,10 +171,11 @@ class Problem:
         return None if self.resets is None else self.new(self.chunks.slots, dtype=torch.int32)
 
 
-def scan(p: Problem, boundary: Tensor, y: Tensor, starts: Tensor | None) -> None:
+def scan(p: Problem, boundary: Tensor, y: Tensor, starts: Tensor | None, way: Way = FORWARD[0]) -> None:
     """Write y, the last state into `boundary`, which holds the first, and into `starts` the state before every chunk."""
     chunks = p.chunks
-    serial = chunks.each <= 1 or chunks.sequences * p.blocks >= SERIAL_FROM * processors(y.device)
+    fills = chunks.sequences * p.blocks >= SERIAL_FROM * processors(y.device)
+    serial = chunks.each <= 1 or fills != way.other
     if not serial:
         starts = p.per_chunk() if starts is None else starts
         totals, cuts = p.new(chunks.slots, p.channels), p.new_cuts()
@@ -166,7 +184,7 @@ def scan(p: Problem, boundary: Tensor, y: Tensor, starts: Tensor | None) -> None
             stride(p.x), stride(p.delta), p.stride_walk, chunks.length, p.cells, chunks.sequences, 1,
             p.channels, p.group_channels, p.group_blocks, p.blocks_B, p.states,
             COMPLEX=p.is_complex, SOFTPLUS=p.softplus, CONSTANT_B=p.constant_B, PACKED=chunks.packed,
-            CHUNK=CHUNK, TILE=TILE, BLOCK=BLOCK, num_warps=1, **FUSED,
+            CHUNK=CHUNK, TILE=way.tile, BLOCK=BLOCK, num_warps=1, **FUSED,
         )  # fmt: skip
         p.pass_states(starts, totals, cuts, boundary, back=False)
     kernels.outputs[(chunks.sequences if serial else chunks.slots, p.blocks)](
@@ -175,7 +193,7 @@ def scan(p: Problem, boundary: Tensor, y: Tensor, starts: Tensor | None) -> None
         stride(p.x), stride(p.delta), p.stride_walk, stride(p.z), chunks.length, p.cells, chunks.sequences, 1,
         p.channels, p.group_channels, p.group_blocks, p.blocks_B, p.blocks_C, p.states,
         COMPLEX=p.is_complex, SOFTPLUS=p.softplus, CONSTANT_B=p.constant_B, CONSTANT_C=p.constant_C,
-        PACKED=chunks.packed, SERIAL=serial, CHUNK=CHUNK, TILE=TILE, BLOCK=BLOCK, num_warps=1, **FUSED,
+        PACKED=chunks.packed, SERIAL=serial, CHUNK=CHUNK, TILE=way.tile, BLOCK=BLOCK, num_warps=1, **FUSED,
     )  # fmt: skip
 
 
@@ -188,13 +206,14 @@ def gradients(
     grad_x: Tensor,
     grad_delta: Tensor,
     grad_z: Tensor | None,
+    way: Way = BACKWARD[0],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """Write the gradients of x, delta and z, and in `boundary` that of the first state, where that of the last one is.
 
     Returns those of A (in planes), of the `weights` B and C, of D and of the bias.
     """
     chunks, channels = p.chunks, p.channels
-    tile_starts = p.new(chunks.slots, CHUNK // TILE, p.planes, channels)
+    tile_starts = p.new(chunks.slots, CHUNK // way.tile, p.planes, channels)
     back, totals, cuts = p.per_chunk(), p.new(chunks.slots, channels), p.new_cuts()
     parts_B, parts_C = p.new_weights(weights[0], p.blocks_B), p.new_weights(weights[1], p.blocks_C)
     parts_A = p.per_chunk()
@@ -207,7 +226,7 @@ def gradients(
     options = {
         "COMPLEX": p.is_complex, "SOFTPLUS": p.softplus, "CONSTANT_B": p.constant_B,
         "CONSTANT_C": p.constant_C, "PACKED": chunks.packed,
-        "CHUNK": CHUNK, "TILE": TILE, "BLOCK": BLOCK, "num_warps": 1, **FUSED,
+        "CHUNK": CHUNK, "TILE": way.tile, "BLOCK": BLOCK, "num_warps": 1, **FUSED,
     }  # fmt: skip
     arguments = (p.x, p.delta, p.A, p.B, p.C, p.D, p.z, p.delta_bias, p.resets, p.offsets, p.order, grad_rows, starts)
     kernels.chunk_gradients[(chunks.slots, p.blocks)](
@@ -216,7 +235,7 @@ def gradients(
     p.pass_states(back, totals, cuts, boundary, back=True)
     kernels.input_gradients[(chunks.slots, p.blocks)](
         *arguments, tile_starts, back, grad_x, grad_delta, parts_A, parts_B, parts_D, parts_bias, *sizes,
-        BITS=TILE.bit_length() - 1, **options,
+        BITS=way.tile.bit_length() - 1, **options,
     )  # fmt: skip
     return (
         parts_A.sum(0),
@@ -245,8 +264,15 @@ def forward(
     """The registered operator's body: (y, last state, states before every chunk)."""
     chunks = Chunks(x.shape[0], x.shape[1], offsets)
     room = chunks.rows // CHUNK + chunks.sequences if save_states else 0
-    states = torch.zeros(room, A.shape[1], A.shape[0], dtype=A.dtype, device=x.device)
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+
+    def run(way: Way) -> tuple[Tensor, Tensor, Tensor]:
+        p = Problem(x, delta, A, B, C, D, z, delta_bias, resets, offsets, delta_softplus)
+        states = torch.zeros(room, A.shape[1], A.shape[0], dtype=A.dtype, device=x.device)
+        y = torch.empty_like(x, memory_format=torch.contiguous_format)
+        boundary = p.boundary(initial_state)
+        scan(p, boundary, y, floats(states) if save_states else None, way)
+        return y, p.from_planes(boundary, torch.float32), states
+
     with on_device(x):
         if not x.numel():
             shape = (chunks.sequences, *A.shape)
@@ -255,11 +281,9 @@ def forward(
                 if initial_state is None
                 else initial_state.clone(memory_format=torch.contiguous_format)
             )
-            return y, last, states
-        p = Problem(x, delta, A, B, C, D, z, delta_bias, resets, offsets, delta_softplus)
-        boundary = p.boundary(initial_state)
-        scan(p, boundary, y, floats(states) if save_states else None)
-        return y, p.from_planes(boundary, torch.float32), states
+            y = torch.empty_like(x, memory_format=torch.contiguous_format)
+            return y, last, torch.zeros(room, A.shape[1], A.shape[0], dtype=A.dtype, device=x.device)
+        return _tuning.fastest("selective_scan", x, _kind(A, chunks, resets, save_states), FORWARD, run)
 
 
 def backward(
@@ -289,14 +313,16 @@ def backward(
         return zeros
     if not states.shape[0]:  # forward ran on another implementation, or was not asked to keep them
         states = forward(*arguments, resets, offsets, delta_softplus, True)[2]
-    with on_device(x):
+    kept = states
+
+    def run(way: Way) -> list[Tensor | None]:
         p = Problem(x, delta, A, B, C, D, z, delta_bias, resets, offsets, delta_softplus)
         grad_rows = torch.zeros_like(p.x) if grad_y is None else rows(grad_y)
         boundary = p.boundary(grad_last_state)
         grad_x, grad_delta = p.new_like(x), p.new_like(delta)
         grad_z = None if z is None else p.new_like(z)
         grad_A, grad_B, grad_C, grad_D, grad_bias = gradients(
-            p, grad_rows, floats(states), boundary, (B, C), grad_x, grad_delta, grad_z
+            p, grad_rows, floats(kept), boundary, (B, C), grad_x, grad_delta, grad_z, way
         )
         return [
             grad_x,
@@ -309,3 +335,13 @@ def backward(
             grad_bias,
             None if initial_state is None else p.from_planes(boundary, initial_state.dtype),
         ]
+
+    with on_device(x):
+        kind = _kind(A, Chunks(x.shape[0], x.shape[1], offsets), resets, True)
+        return _tuning.fastest("selective_scan, back", x, kind, BACKWARD, run)
+
+
+def _kind(A: Tensor, chunks: Chunks, resets: Tensor | None, kept: bool) -> tuple[int, ...]:
+    """What a choice depends on beside x."""
+    sequences = power_of_two(chunks.sequences, 1, 1 << 30)
+    return A.shape[1], A.is_complex(), sequences, chunks.packed, resets is not None, kept

@@ -13,6 +13,7 @@ from statescan.kernels.triton._common import (
     floats,
     on_device,
     power_of_two,
+    processors,
     sigmoid,
     softplus,
     stride,
@@ -74,7 +75,7 @@ def step_kernel(
         else:
             h_re = a * h_re + u[:, None] * B_re
             total += tl.sum(h_re * C_re, 1)
-            tl.store(new_state + place, h_re, mask=mask)
+            tl.store(new_state + place, h_re.to(new_state.dtype.element_ty), mask=mask)
     if z is not None:
         gate = tl.load(z + row * stride_z + d, mask=d_mask, other=0.0).to(tl.float32)
         total *= gate * sigmoid(gate)
@@ -92,11 +93,13 @@ def forward(
     z: Tensor | None,
     delta_bias: Tensor | None,
     delta_softplus: bool,
+    in_place: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The registered operator's body: (y, new state)."""
+    """The registered operator's body: (y, new state). `in_place`: the new state takes the place of the contiguous old one,
+    whose elements are each read, then written, by one program."""
     batch, channels, states = state.shape
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    new_state = torch.empty_like(state, memory_format=torch.contiguous_format)
+    new_state = state if in_place else torch.empty_like(state, memory_format=torch.contiguous_format)
     if not x.numel():
         return y, new_state
 
@@ -106,6 +109,8 @@ def forward(
     D, delta_bias = (None if v is None else v.contiguous() for v in (D, delta_bias))
     block_n = power_of_two(states, 1, 128)
     block_d = 4 if INTERPRETED else power_of_two(channels, 16, max(16, 2048 // block_n))
+    while block_d > 16 and batch * channels < 2 * block_d * processors(x.device):  # or processors are left idle
+        block_d //= 2
     with on_device(x):
         step_kernel[(batch, -(-channels // block_d))](
             floats(state), x, delta, floats(A.contiguous()), floats(B), floats(C), D, z, delta_bias, y,

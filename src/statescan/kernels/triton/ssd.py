@@ -8,11 +8,14 @@ matrices take their operands in the type of x, and accumulate in float32.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 from torch import Tensor
 
 from statescan.kernels.triton import _ssd as kernels
+from statescan.kernels.triton import _tuning
 from statescan.kernels.triton._common import (
     FUSED,
     INTERPRETED,
@@ -32,15 +35,28 @@ WIDEST = 128
 WARPS_BACK = 4 if triton.__version__.startswith("3.2.") else 8
 
 
-def _chunk(x: Tensor, wanted: int, most: int) -> int:
+class Way(NamedTuple):
+    """How a direction is launched: what part of the chunk asked for it takes, warps (0: as the sizes say), stages."""
+
+    part: int
+    warps: int
+    stages: int
+
+
+FORWARD = (Way(1, 0, 2), Way(2, 0, 2), Way(1, 4, 2), Way(1, 0, 3))
+BACKWARD = (Way(1, WARPS_BACK, 1), Way(2, 4, 1), Way(1, 4, 1))
+
+
+def _chunk(x: Tensor, wanted: int, most: int, way: Way) -> int:
     """The chunk's length: a power of two, at most `most`, or 64 where x takes twice the room."""
-    return power_of_two(min(wanted, x.shape[1]), 16, min(most, 64) if x.dtype == torch.float32 else most)
+    chunk = power_of_two(min(wanted, x.shape[1]), 16, min(most, 64) if x.dtype == torch.float32 else most)
+    return max(16, chunk // way.part)
 
 
 class _Problem:
     """The arguments of both directions, as the kernels take them, and the arrays that both compute."""
 
-    def __init__(self, x, delta, A, B, C, D, resets, offsets, chunk: int):
+    def __init__(self, x, delta, A, B, C, D, resets, offsets, chunk: int, way: Way):
         self.heads, self.columns = x.shape[2:]
         self.groups, self.states = B.shape[2:]
         self.chunk = chunk
@@ -58,7 +74,8 @@ class _Problem:
         self.order = {"PACKED": self.chunks.packed, "CHUNK": self.chunk}
         self.precise = {**self.order, "PRECISION": "tf32" if fast else "ieee" if INTERPRETED else "tf32x3"}
         self.tile = {"BLOCK_P": self.block_p, "BLOCK_N": self.block_n}
-        self.options = {"num_warps": 8 if max(chunk, self.block_p) > 64 else 4, "num_stages": 2, **FUSED}
+        warps = way.warps or (8 if max(chunk, self.block_p) > 64 else 4)
+        self.options = {"num_warps": warps, "num_stages": way.stages, **FUSED}
 
     def new(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.x.device)
@@ -119,13 +136,15 @@ def forward(
     chunk_size: int,
 ) -> tuple[Tensor, Tensor]:
     """The registered operator's body: (y, last state)."""
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
     if not x.numel():
         count = x.shape[0] if offsets is None else offsets.shape[0] - 1
         last = torch.zeros(count, *x.shape[2:], B.shape[3], dtype=torch.float32, device=x.device)
+        y = torch.empty_like(x, memory_format=torch.contiguous_format)
         return y, last if initial_state is None else last.copy_(initial_state)
-    with on_device(x):
-        p = _Problem(x, delta, A, B, C, D, resets, offsets, _chunk(x, chunk_size, 128))
+
+    def run(way: Way) -> tuple[Tensor, Tensor]:
+        y = torch.empty_like(x, memory_format=torch.contiguous_format)
+        p = _Problem(x, delta, A, B, C, D, resets, offsets, _chunk(x, chunk_size, 128, way), way)
         sums, boundary = p.sums(), p.boundary(initial_state)
         starts = p.states_between(p.x, p.B, sums, boundary, back=False)
         block = min(p.block_p, 64)
@@ -134,7 +153,15 @@ def forward(
             p.x.stride(0), p.x.stride(1), p.C.stride(0), p.C.stride(1), *p.sizes,
             D_COLUMNS=D is not None and D.ndim == 2, **p.precise, **{**p.tile, "BLOCK_P": block}, **p.options,
         )  # fmt: skip
-    return y, boundary
+        return y, boundary
+
+    with on_device(x):
+        return _tuning.fastest("ssd", x, _kind(x, B, offsets, chunk_size), FORWARD, run)
+
+
+def _kind(x: Tensor, B: Tensor, offsets: Tensor | None, chunk_size: int) -> tuple[int, ...]:
+    """What a choice depends on beside x."""
+    return x.shape[2], *B.shape[2:], offsets is None, chunk_size
 
 
 def backward(
@@ -157,9 +184,10 @@ def backward(
         if initial_state is not None and grad_last_state is not None:
             zeros[6] = grad_last_state.clone(memory_format=torch.contiguous_format)
         return zeros
-    with on_device(x):
+
+    def run(way: Way) -> list[Tensor | None]:
         # Gradients hold several tiles at a time: long chunks would not fit, whatever forward took.
-        p = _Problem(x, delta, A, B, C, D, resets, offsets, _chunk(x, chunk_size, 64))
+        p = _Problem(x, delta, A, B, C, D, resets, offsets, _chunk(x, chunk_size, 64, way), FORWARD[0])
         sums = p.sums()
         steps, cums, cuts, decays = sums
         grad = torch.zeros_like(p.x) if grad_y is None else rows(grad_y.to(x.dtype))
@@ -169,7 +197,7 @@ def backward(
         grad_x, grad_delta = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, delta))
         parts_A = p.new(p.chunks.slots, p.heads)
         parts_D = None if D is None else p.new(p.chunks.slots, p.heads, p.columns)
-        heavy = {"num_warps": WARPS_BACK, "num_stages": 1, **FUSED}
+        heavy = {"num_warps": way.warps, "num_stages": way.stages, **FUSED}
         strides = [s for t in (p.x, grad, p.B, p.C) for s in t.stride()[:2]]
         kernels.input_gradients[(p.chunks.slots, p.heads)](
             p.x, p.B, p.C, p.A, p.D, grad, *sums, starts, backs, p.squares(), p.offsets,
@@ -200,3 +228,6 @@ def backward(
             grad_D,
             None if initial_state is None else boundary,
         ]
+
+    with on_device(x):
+        return _tuning.fastest("ssd, back", x, _kind(x, B, offsets, chunk_size), BACKWARD, run)

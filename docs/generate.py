@@ -10,7 +10,16 @@ from statescan.models._vision import VisionConfig
 
 ROOT = Path(__file__).parents[1]
 #: Benchmarks whose tables stand on the page of performance.
-MEASURED = ("selective_scan", "operators", "structured_speed", "generation_step", "decode_engine", "contexts", "images")
+MEASURED = (
+    "selective_scan",
+    "operators",
+    "structured_speed",
+    "generation_step",
+    "decode_engine",
+    "contexts",
+    "training_step",
+    "images",
+)
 
 
 def systems_table(folder: str) -> str:

@@ -303,7 +303,7 @@ def main() -> None:
     steps, seeds = (2, 1) if options.quick else (options.steps, options.seeds)
     torch.set_num_threads(1)
     _measure.keep_freed_memory()
-    kept = Points(options.out / "points.jsonl")
+    kept = Points(options.out / ("quick.jsonl" if options.quick else "points.jsonl"))
     experiments: dict[str, dict[str, Callable[..., dict[str, float]]]] = {
         "paths": {path: functools.partial(paths, path) for path in PATHS},
         "points": {name: functools.partial(points, name) for name in BACKBONES},

@@ -1,5 +1,7 @@
 """What training does not keep: the gradients are those of keeping everything."""
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -106,3 +108,23 @@ def test_outside_nothing_is_hooked():
     assert not _recompute._LOCAL.entries
     z.backward()
     assert torch.equal(x.grad, 8 * x.detach())
+
+
+def test_what_was_overwritten_is_kept():
+    x = torch.randn(3, requires_grad=True)
+    y = x * 2
+    with _recompute.recomputed(y, lambda: x.detach() * 2):
+        y.add_(1)
+        z = (y * y).sum()
+    z.backward()
+    assert torch.allclose(x.grad, 4 * (2 * x.detach() + 1))
+
+
+def test_a_residual_stream_wider_than_the_weights_is_not_kept():
+    model = build("mamba_tiny").bfloat16()
+    streams = []
+    for block in model.stack.blocks:
+        block.register_forward_pre_hook(lambda block, args: streams.append(weakref.ref(args[0])))
+    logits, _ = model(torch.randint(32, (1, 20)))
+    assert logits.requires_grad
+    assert streams[1]() is None

@@ -19,8 +19,8 @@ from torch.autograd import graph
 
 class _Local(threading.local):
     def __init__(self) -> None:
-        #: By storage, what computes its tensor again.
-        self.entries: dict[int, Callable[[], Tensor]] = {}
+        #: By storage, what computes its tensor again, and the version of the numbers that it gives.
+        self.entries: dict[int, tuple[Callable[[], Tensor], int]] = {}
         self.observer: Callable[[Tensor], Any] | None = None
 
 
@@ -48,8 +48,8 @@ class _Again:
 
 
 def _pack(tensor: Tensor) -> Tensor | _Again:
-    compute = _LOCAL.entries.get(tensor.untyped_storage()._cdata)
-    if compute is not None:
+    compute, version = _LOCAL.entries.get(tensor.untyped_storage()._cdata, (None, 0))
+    if compute is not None and tensor._version == version:  # else it was overwritten since
         return _Again(compute, tensor)
     if _LOCAL.observer is not None:
         _LOCAL.observer(tensor)
@@ -86,7 +86,7 @@ def recomputed(tensor: Tensor, compute: Callable[[], Tensor]) -> Iterator[None]:
         yield
         return
     key = tensor.untyped_storage()._cdata
-    _LOCAL.entries[key] = compute
+    _LOCAL.entries[key] = compute, tensor._version
     try:
         with graph.saved_tensors_hooks(_pack, _unpack):
             yield

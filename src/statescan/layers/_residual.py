@@ -88,8 +88,11 @@ class ResidualBlock(nn.Module):
         """
         if self.mixer is None:
             return self._channels(residual), State()
-        normed = self._normed(self.norm, residual)
-        with recomputed(normed, lambda: self._normed(self.norm, residual.detach())):
+        norm = self.norm
+        assert norm is not None
+        read = self._read(norm, residual)  # which the norm keeps anyhow, unlike a wider residual stream
+        normed = norm(read)
+        with recomputed(normed, lambda: norm.forward(read.detach())):
             mixed, state = self.mixer(
                 normed,
                 state or None,
@@ -134,11 +137,15 @@ class ResidualBlock(nn.Module):
     def _scaled(self, x: Tensor) -> Tensor:
         return x if self.scale == 1 else x * self.scale
 
-    @staticmethod
-    def _normed(norm: nn.Module | None, residual: Tensor) -> Tensor:
-        # The residual stream may be wider (float32) than the weights that read it.
+    @classmethod
+    def _normed(cls, norm: nn.Module | None, residual: Tensor) -> Tensor:
         assert norm is not None
-        return norm(residual.to(next(norm.parameters()).dtype))
+        return norm(cls._read(norm, residual))
+
+    @staticmethod
+    def _read(norm: nn.Module, residual: Tensor) -> Tensor:
+        # The residual stream may be wider (float32) than the weights that read it.
+        return residual.to(next(norm.parameters()).dtype)
 
 
 class ResidualStack(nn.Module):

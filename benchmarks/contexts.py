@@ -30,7 +30,7 @@ import torch
 
 import statescan
 from benchmarks import _measure
-from benchmarks.decode_engine import Llama, median_ratio, repeated
+from benchmarks.decode_engine import Llama, circumstances, median_ratio, parse, repeated
 from statescan.checkpoints import _gguf
 from statescan.generation import CompiledModel, Session, compile_for_generation
 
@@ -259,30 +259,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="mamba_130m")
     parser.add_argument("--contexts", type=int, nargs="+", default=list(CONTEXTS), help="multiples of 512, or fewer")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each (default: 7)")
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--clock", choices=("wall", "process"), default="wall")
-    parser.add_argument(
-        "--llama-python", default=os.environ.get("LLAMA_PYTHON"), help="a Python that has llama-cpp-python"
-    )
-    parser.add_argument("--scratch", help="folder for GGUF files")
-    parser.add_argument("--note", default="", help="said in the title: what else the machine was doing")
     parser.add_argument(
         "--picture", type=Path, default=None, help=f"where to draw (default: {PICTURE.name} of the docs)"
     )
-    parser.add_argument("--quick", action="store_true", help="a tiny model, a few turns, nothing written")
-    parser.add_argument("--no-save", action="store_true")
-    options = parser.parse_args()
-    if options.clock == "process":
-        options.threads = 1
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    options = parse(parser, rounds=7)
     if options.quick:
         options.model, options.rounds, options.contexts = "mamba_small", 2, [64, 1024]
     with torch.no_grad():
         rows = run(options)
-    where = f"{torch.get_num_threads()} threads, {options.clock} clock{', ' + options.note if options.note else ''}"
-    tables = {f"Decoding after a context, {options.model} and a Llama as large, {where}": rows}
+    tables = {f"Decoding after a context, {options.model} and a Llama as large, {circumstances(options)}": rows}
     tables["Targets"] = targets(rows)
     save = not (options.quick or options.no_save)
     if options.picture or save:

@@ -266,27 +266,39 @@ def contexts(lengths: list[int]) -> Iterator[dict[str, Any]]:
         }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="mamba_130m")
-    parser.add_argument("--types", nargs="+", choices=TYPES, default=list(TYPES))
-    parser.add_argument("--rounds", type=int, default=20, help="samples of each (default: 20)")
+def parse(parser: argparse.ArgumentParser, *, rounds: int) -> argparse.Namespace:
+    """The options of a parser, with those of every benchmark of decoding beside llama.cpp; sets torch's threads."""
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"turns of each (default: {rounds})")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--clock", choices=("wall", "process"), default="wall")
     parser.add_argument(
         "--llama-python", default=os.environ.get("LLAMA_PYTHON"), help="a Python that has llama-cpp-python"
     )
-    parser.add_argument("--transformers", action="store_true")
-    parser.add_argument("--text-seconds", type=float, default=60.0)
     parser.add_argument("--scratch", help="folder for GGUF files")
     parser.add_argument("--note", default="", help="said in the title: what else the machine was doing")
-    parser.add_argument("--quick", action="store_true", help="a tiny model, a few samples, nothing written")
+    parser.add_argument("--quick", action="store_true", help="a tiny model, a few turns, nothing written")
     parser.add_argument("--no-save", action="store_true")
     options = parser.parse_args()
     if options.clock == "process":
         options.threads = 1
     if options.threads:
         torch.set_num_threads(options.threads)
+    return options
+
+
+def circumstances(options: argparse.Namespace) -> str:
+    """For titles: threads, clock, and what else the machine was doing."""
+    note = f", {options.note}" if options.note else ""
+    return f"{torch.get_num_threads()} threads, {options.clock} clock{note}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="mamba_130m")
+    parser.add_argument("--types", nargs="+", choices=TYPES, default=list(TYPES))
+    parser.add_argument("--transformers", action="store_true")
+    parser.add_argument("--text-seconds", type=float, default=60.0)
+    options = parse(parser, rounds=20)
     if options.quick:
         options.model, options.rounds, options.text_seconds = "mamba_small", 4, 2.0
     model = statescan.create_model(options.model).eval()
@@ -294,7 +306,7 @@ def main() -> None:
         rows = [measure(model, dtype, options) for dtype in options.types]
         long = list(contexts([1_000, 10_000] if options.quick else [1_000, 10_000, 100_000, 1_000_000]))
     text = list(perplexities(options.text_seconds))
-    where = f"{torch.get_num_threads()} threads, {options.clock} clock{', ' + options.note if options.note else ''}"
+    where = circumstances(options)
     tables = {f"One token at a time, {options.model}, {where}": rows}
     tables[f"Perplexity a byte of a small model of the King James Bible, {options.text_seconds:.0f} s of training"] = (
         text

@@ -79,13 +79,15 @@ template <typename T>
 inline vfloat load_some(const T* p, int count) {
     if (count >= kLanes) return load_as_float(p);
     vfloat out{};
-    for (int i = 0; i < count; ++i) out[i] = to_float(p[i]);
+    for (int i = 0; i < kLanes; ++i)
+        if (i < count) out[i] = to_float(p[i]);
     return out;
 }
 template <typename T>
 inline void store_some(T* p, vfloat v, int count) {
     if (count >= kLanes) return store_from_float(p, v);
-    for (int i = 0; i < count; ++i) p[i] = from_float<T>(v[i]);
+    for (int i = 0; i < kLanes; ++i)
+        if (i < count) p[i] = from_float<T>(v[i]);
 }
 #if defined(__AVX512F__)
 template <>

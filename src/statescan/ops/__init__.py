@@ -16,6 +16,7 @@ from statescan.ops._linear_attention import (
 )
 from statescan.ops._linear_scan import linear_scan, linear_scan_reference
 from statescan.ops._local_scan import local_scan, local_scan_reference, local_window
+from statescan.ops._merged_scan import merged_scan, merged_scan_reference
 from statescan.ops._resets import resets_from_sequence_index
 from statescan.ops._route_scan import route_scan, route_scan_reference
 from statescan.ops._selective_scan import selective_scan, selective_scan_reference
@@ -68,6 +69,8 @@ __all__ = [
     "local_scan_reference",
     "local_window",
     "merged_kernel",
+    "merged_scan",
+    "merged_scan_reference",
     "resets_from_sequence_index",
     "route_scan",
     "route_scan_reference",

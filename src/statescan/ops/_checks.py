@@ -115,6 +115,16 @@ def no_nan(name: str, label: str, tensor: Tensor) -> None:
         raise ValueError(f"{name}: {label} holds NaN ({count} of {tensor.numel()} elements)")
 
 
+def cells(name: str, order: Tensor, count: int) -> None:
+    """Check that walks come to cells of a grid of so many, or to padding; where they lie on a CPU."""
+    if order.numel() and order.device.type == "cpu":
+        least, most = (int(v) for v in order.aminmax())
+        if least < -1 or most >= count:
+            raise ValueError(
+                f"{name}: order holds cells from 0 to {count - 1} and -1 for padding, got {least} to {most}"
+            )
+
+
 def vector_jacobian_product(
     function: Callable[..., tuple[Tensor, ...]],
     arguments: Sequence[Any],

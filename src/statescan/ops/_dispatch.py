@@ -145,6 +145,12 @@ def _heard(args: tuple[Any, ...]) -> bool:
     return False
 
 
+def unheard(implementation: str, *args: Any) -> bool:
+    """Whether a kernel of one implementation that has no gradient and no entry with `torch.library` may take a call: no
+    other one is pinned, and nobody listens."""
+    return _pinned in ("auto", implementation) and not torch.compiler.is_compiling() and not _heard(args)
+
+
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _OPERATORS: dict[str, Operator] = {}
 

@@ -169,12 +169,7 @@ OPERATOR = register(Operator("route_scan", _bind))
 def _check_values(*args: Any) -> None:
     x, A, order = args[0], args[2], args[7]
     checks.no_nan("route_scan", "A", A)
-    if order.numel() and order.device.type == "cpu":
-        least, most = (int(v) for v in order.aminmax())
-        if least < -1 or most >= x.shape[1]:
-            raise ValueError(
-                f"route_scan: order holds cells from 0 to {x.shape[1] - 1} and -1 for padding, got {least} to {most}"
-            )
+    checks.cells("route_scan", order, x.shape[1])
 
 
 def _fake(*args: Any) -> tuple[Tensor, Tensor]:

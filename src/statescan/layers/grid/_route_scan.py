@@ -65,22 +65,28 @@ class RouteScan(nn.Module):
     def forward(self, grid: Tensor, route: Route) -> Tensor:
         """Scan a grid (batch, height, width, channels) along a route: the sum over walks, of the same shape."""
         height, width = grid.shape[1:3]
-        if route.misses(height, width) and route.shares(height, width):
-            return route.merge(self.scan(route.walk(grid)), height, width)
-        return route.join(self.walks_of(grid, route))
+        if route.misses(height, width):
+            if route.shares(height, width):
+                return route.merge(self.scan(route.walk(grid)), height, width)
+            return route.join(self.walks_of(grid, route))
+        cells, selected = self._selected(grid, route)
+        y = ops.merged_scan(
+            cells,
+            selected,
+            self.delta_weight.to(selected.dtype),
+            -torch.exp(widen(self.A_log)),
+            widen(self.D),
+            order=route.table(height, width, grid.device),
+            delta_bias=widen(self.delta_bias).flatten(),
+        )
+        return y.unflatten(1, (height, width))
 
     def walks_of(self, grid: Tensor, route: Route) -> Tensor:
         """What each walk leaves at each cell, (batch, height, width, walks, channels); zero where it never comes."""
-        batch, height, width, channels = grid.shape
-        if channels != self.channels or route.walks != self.walks:
-            raise ValueError(
-                f"grid: {self.channels} channels and a route of {self.walks} walks, got {channels} and {route.walks}"
-            )
+        height, width = grid.shape[1:3]
         if route.misses(height, width):  # a cell is not for every walk: project what is walked alone
             return route.unwalk(self.scan(route.walk(grid)), height, width)
-        cells = grid.reshape(batch, height * width, channels)
-        # A position's projections do not depend on the walk's order: they are made where the cells lie.
-        selected = F.linear(cells, self.selection_weight.to(cells.dtype).flatten(0, 1)).unflatten(2, (self.walks, -1))
+        cells, selected = self._selected(grid, route)
         dt, B, C = selected.split([self.dt_rank, self.state_dim, self.state_dim], dim=-1)
         delta = torch.einsum("bckr,ker->bcke", dt, self.delta_weight.to(dt.dtype))
         y = ops.route_scan(
@@ -95,6 +101,18 @@ class RouteScan(nn.Module):
             delta_softplus=True,
         )
         return y.unflatten(1, (height, width))
+
+    def _selected(self, grid: Tensor, route: Route) -> tuple[Tensor, Tensor]:
+        """The cells (batch, cells, channels) and their [dt, B, C] for every walk (batch, cells, walks, selected)."""
+        batch, height, width, channels = grid.shape
+        if channels != self.channels or route.walks != self.walks:
+            raise ValueError(
+                f"grid: {self.channels} channels and a route of {self.walks} walks, got {channels} and {route.walks}"
+            )
+        cells = grid.reshape(batch, height * width, channels)
+        # A position's projections do not depend on the walk's order: they are made where the cells lie.
+        selected = F.linear(cells, self.selection_weight.to(cells.dtype).flatten(0, 1))
+        return cells, selected.unflatten(2, (self.walks, -1))
 
     def scan(self, sequences: Tensor, which: slice = slice(None)) -> Tensor:
         """Scan sequences (batch, length, walks, channels), the same shape out; `which` chooses some of the walks."""

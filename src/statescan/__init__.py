@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "build_model": "statescan.models",
     "compile_for_generation": "statescan.generation",
+    "compile_for_inference": "statescan.models",
     "create_model": "statescan.models",
     "generate": "statescan.generation",
     "list_models": "statescan.models",

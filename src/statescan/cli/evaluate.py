@@ -188,9 +188,11 @@ def classification(
     from statescan.cli import _images, _print
     from statescan.data import images_to_try
     from statescan.tasks.classification import say_skipped, write_scores
+    from statescan.models import compile_for_inference
     from statescan.tasks.image_scores import score_images
 
     loaded, preparation = _images.load(model, device=device)
+    loaded = compile_for_inference(loaded, in_place=True)
     images, skipped = images_to_try(data, preparation.classes, part=part, labels=labels, strict=strict)
     say_skipped(skipped)
     score = score_images(loaded, preparation, images, batch_size=batch_size, workers=workers)

@@ -46,10 +46,12 @@ def run(
     """
     from statescan.cli import _images, _print
     from statescan.data import find_images
+    from statescan.models import compile_for_inference
     from statescan.tasks import classification, prediction
 
     files = find_images(images)
     loaded, preparation = _images.load(model, device=device)
+    loaded = compile_for_inference(loaded, in_place=True)
     answers, skipped = prediction.predict_images(
         loaded, preparation, files, top=top, strict=strict, batch_size=batch_size, workers=workers
     )

@@ -60,6 +60,8 @@ class MLP(nn.Module):
         dropout: after the activation and of the output.
     """
 
+    activated = ("input_projection",)
+
     def __init__(
         self,
         dim: int,

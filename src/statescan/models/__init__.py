@@ -1,5 +1,6 @@
 """Models by name. Importing this room imports no model: each is found through the manifest and imported on use."""
 
+from statescan.models._inference import compile_for_inference
 from statescan.models._model import Model, build_config
 from statescan.models._published import (
     check_tensors,
@@ -28,6 +29,7 @@ __all__ = [
     "build_config",
     "build_model",
     "check_tensors",
+    "compile_for_inference",
     "config_dict",
     "create_model",
     "family",

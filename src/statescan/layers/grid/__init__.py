@@ -13,6 +13,7 @@ from statescan.layers.grid._local_scan import DIRECTIONS, LocalScan, WalkMixer, 
 from statescan.layers.grid._morphology import ConvolvedMorphology, Morphology, dilation, erosion
 from statescan.layers.grid._multi_head_scan import HEADS, GatedMultiHeadScan, MultiHeadScan
 from statescan.layers.grid._multiscale import MultiScaleSS2D
+from statescan.layers.grid._packed import PackedConvolution, PackedLinear, pack, packs
 from statescan.layers.grid._parts import (
     ConvolutionNorm,
     DropPath,
@@ -101,6 +102,8 @@ __all__ = [
     "MultiScaleSS2D",
     "NormLinear",
     "OverlappingStem",
+    "PackedConvolution",
+    "PackedLinear",
     "PatchEmbedding",
     "PatchMerging",
     "PatchTokens",
@@ -132,6 +135,8 @@ __all__ = [
     "local_route",
     "mesa_loss",
     "nearest_multiple",
+    "pack",
+    "packs",
     "pad_corner",
     "place_cells",
     "resize_grid",

@@ -17,6 +17,8 @@ class ChannelGate(nn.Module):
         reduction: channels over those between.
     """
 
+    activated = ("reduce",)
+
     def __init__(self, channels: int, *, reduction: int = 8):
         super().__init__()
         self.norm = nn.LayerNorm(channels)

@@ -183,6 +183,8 @@ class SqueezeExcite(nn.Module):
         activation: between them, by name.
     """
 
+    activated = ("reduce",)
+
     def __init__(self, channels: int, hidden: int, *, bias: bool = True, activation: str = "relu"):
         super().__init__()
         self.reduce = nn.Linear(channels, hidden, bias=bias)

@@ -40,6 +40,8 @@ class SS2D(nn.Module):
         projection: makes the outer projections from the sizes of their input and output; linear layers unless given.
     """
 
+    activated = ("convolution",)
+
     def __init__(
         self,
         dim: int,

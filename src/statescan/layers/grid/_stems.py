@@ -58,6 +58,8 @@ class InvertedDownsample(nn.Module):
         dim, out_dim: channels.
     """
 
+    activated = ("expand", "convolution")
+
     def __init__(self, dim: int, out_dim: int):
         super().__init__()
         hidden = 4 * out_dim

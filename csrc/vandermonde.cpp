@@ -46,7 +46,7 @@ struct Table {
     }
 };
 
-// The powers of a block, from exp(v) to the place where it starts.
+// The powers of a block, from exp(v) to the place where it starts, times whatever `first` holds beside that.
 inline Powers start(const Table& table, Double first) {
     const float a = float(first.re), b = float(first.im);
     Powers p;
@@ -86,13 +86,12 @@ STATESCAN_EXPORT(int, vandermonde_forward)
                 const int64_t end = std::min(block + kBlock, padded);
                 for (int64_t r = 0; r < rows; ++r) {
                     const float* w = weights + 2 * ((r * heads + h) * states + n);
-                    const float w_re = 2 * w[0], w_im = 2 * w[1];
                     float* out = kernel + (r * heads + h) * padded;
-                    Powers p = start(table, first);
+                    Powers p = start(table, first * Double{2.0 * w[0], 2.0 * w[1]});  // the weight goes along with them
                     for (int64_t l = block; l < end; l += kStride) {
                         for (int s = 0; s < kStrands; ++s) {
                             float* o = out + l + s * kLanes;
-                            store(o, load(o) + (p.re[s] * w_re - p.im[s] * w_im));
+                            store(o, load(o) + p.re[s]);
                         }
                         advance(p);
                     }
@@ -124,23 +123,33 @@ STATESCAN_EXPORT(int, vandermonde_backward)
                 for (int64_t block = 0; block < length; block += kBlock, first = first * table.block) {
                     const int64_t end = std::min(block + kBlock, padded);
                     Powers p = start(table, first);
-                    vfloat a_re{}, a_im{}, b_re{}, b_im{};
+                    // Of every strand the sum over steps, and the sum of that sum after each step: what the k-th of K
+                    // steps brought is in it K - k times, so that no value has to be multiplied by its position.
+                    vfloat sum_re[kStrands]{}, sum_im[kStrands]{}, sums_re[kStrands]{}, sums_im[kStrands]{};
                     for (int64_t l = block; l < end; l += kStride) {
-                        const float base = float(l - block);
+#pragma GCC unroll 4
                         for (int s = 0; s < kStrands; ++s) {
-                            const vfloat value = load(g + l + s * kLanes), ramp = value * (offset[s] + base);
-                            a_re += value * p.re[s];
-                            a_im += value * p.im[s];
-                            b_re += ramp * p.re[s];
-                            b_im += ramp * p.im[s];
+                            const vfloat value = load(g + l + s * kLanes);
+                            sum_re[s] += value * p.re[s];
+                            sum_im[s] += value * p.im[s];
+                            sums_re[s] += sum_re[s];
+                            sums_im[s] += sum_im[s];
                         }
                         advance(p);
                     }
-                    const double sum_re = horizontal_sum(a_re), sum_im = horizontal_sum(a_im);
-                    s0_re += sum_re;
-                    s0_im += sum_im;
-                    s1_re += horizontal_sum(b_re) + double(block) * sum_re;
-                    s1_im += horizontal_sum(b_im) + double(block) * sum_im;
+                    const float steps = float((end - block) / kStride);
+                    vfloat a_re{}, a_im{}, b_re{}, b_im{};
+                    for (int s = 0; s < kStrands; ++s) {
+                        a_re += sum_re[s];
+                        a_im += sum_im[s];
+                        b_re += (sum_re[s] * steps - sums_re[s]) * float(kStride) + sum_re[s] * offset[s];
+                        b_im += (sum_im[s] * steps - sums_im[s]) * float(kStride) + sum_im[s] * offset[s];
+                    }
+                    const double all_re = horizontal_sum(a_re), all_im = horizontal_sum(a_im);
+                    s0_re += all_re;
+                    s0_im += all_im;
+                    s1_re += horizontal_sum(b_re) + double(block) * all_re;
+                    s1_im += horizontal_sum(b_im) + double(block) * all_im;
                 }
                 const int64_t at = 2 * ((r * heads + h) * states + n);
                 grad_weights[at] = float(2 * s0_re);

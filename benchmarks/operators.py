@@ -1,10 +1,10 @@
-"""`ssd`, `causal_conv1d`, `linear_scan`, `gated_rms_norm` and their steps beside the same formulas in plain PyTorch.
+"""`ssd`, `causal_conv1d`, `linear_scan`, `gated_rms_norm`, `merged_scan`, `vandermonde` and `cauchy` beside plain PyTorch.
 
 python -m benchmarks.operators [NAME ...]
 
-compares results first, then prints the median times of both, in one run, taking turns. `ssd` stands beside its floor as
-well: the multiply-adds of its matrix products at the rate of the vector units, or its tensors read and written once at the
-rate of a copy, whichever takes longer, both measured in the same run. ``--no-save`` leaves
+compares results with the same formulas first, then prints the median times of both, in one run, taking turns. Some stand
+beside their floor as well: their multiplications at the rate of the vector units, or their tensors read and written once
+at the rate of a copy, whichever takes longer, both measured in the same run. ``--no-save`` leaves
 ``benchmarks/results/operators.json`` and ``.md`` as they are.
 """
 
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import _measure
-from statescan import ops
+from statescan import ops, routes
 from statescan.kernels import cpu_ssd
 
 
@@ -102,6 +102,11 @@ def step_formula(state: Tensor, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, 
     return torch.einsum("bhpn,bhn->bhp", after, C)
 
 
+def vandermonde_formula(weights: Tensor, exponents: Tensor, length: int = 4096) -> Tensor:
+    powers = torch.exp(exponents[..., None] * torch.arange(length))
+    return 2 * torch.einsum("rhn,hnl->rhl", weights, powers).real
+
+
 # ---- floors --------------------------------------------------------------------------------------------------
 
 
@@ -129,6 +134,29 @@ def ssd_work(
         products += heads * (5 * state + 2 * square * head_dim) + groups * 3 * square * state_dim
         tensors += [x, x, x, delta, delta, B, B, C, C]  # what the backward pass reads, and the gradients
     return positions * products, float(sum(t.nbytes for t in tensors))
+
+
+def merged_scan_work(x: Tensor, selected: Tensor, weight: Tensor, A: Tensor, *_: Tensor, backward: bool = False) -> Any:
+    """A channel's step on a walk: `rank` multiply-adds for its size, 15 for the softplus, two for D x and step x; for each
+    state five for its decay, one each to move it on, to feed it and to read it."""
+    walks, channels, rank = weight.shape
+    positions = x.shape[0] * x.shape[1] * walks * channels
+    moved = 2 * x.nbytes + selected.nbytes
+    return positions * (rank + 17 + 8 * A.shape[1]), float(moved)
+
+
+def vandermonde_work(weights: Tensor, exponents: Tensor, *, length: int = 4096, backward: bool = False) -> Any:
+    """A power is multiplied on to the next, four multiplications; its gradient's two sums are two more."""
+    count = weights.numel() * length
+    return count * (10 if backward else 4), float(length * weights.numel() // weights.shape[2] * 4)
+
+
+def cauchy_work(v: Tensor, z: Tensor, w: Tensor, *, backward: bool = False) -> Any:
+    """Of a pole and a node: 13 multiplications for the two quotients and four for each row; for the gradients the quotients
+    again, eight for each row and twelve for the pole."""
+    rows, count = v.shape[0], w.numel() * z.shape[0]
+    products = 13 + 4 * rows + ((13 + 8 * rows + 12) if backward else 0)
+    return count * products, float(8 * rows * w.shape[0] * z.shape[0])
 
 
 # ---- the cases -----------------------------------------------------------------------------------------------
@@ -165,6 +193,28 @@ def cases() -> Iterator[Case]:
     state = torch.randn(1, 24, 64, 128)
     now = (state, x[:, 0], delta[:, 0], A, B[:, 0], C[:, 0])
     yield Case("ssd_step", "heads 24 x 64, state 128", _step, step_formula, now, forward_only=True)
+    for side, channels, rank in ((56, 96, 6), (14, 384, 24)):
+        sizes = f"grid {side} x {side}, {channels} channels, four walks, rank {rank}, one state"
+        order = routes.get("cross").table(side, side, torch.device("cpu"))
+
+        def ours(*args: Tensor, order: Tensor = order) -> Tensor:
+            return ops.merged_scan(*args[:-1], order=order, delta_bias=args[-1])
+
+        def formula(*args: Tensor, order: Tensor = order) -> Tensor:
+            return ops.merged_scan_reference(*args[:-1], order=order, delta_bias=args[-1])
+
+        cells = side * side
+        given = (torch.randn(1, cells, channels), torch.randn(1, cells, 4, rank + 2), torch.randn(4, channels, rank))
+        weights = (-torch.rand(4 * channels, 1), torch.randn(4 * channels), torch.randn(4 * channels) - 3)
+        yield Case("merged_scan", sizes, ours, formula, (*given, *weights), forward_only=True, work=merged_scan_work)
+    exponents = torch.complex(-torch.rand(256, 32) * 0.01, torch.rand(256, 32) * 0.1)
+    weights = torch.randn(1, 256, 32, dtype=torch.complex64)
+    sizes = "length 4096, dim 256, 32 pairs of states"
+    yield Case("vandermonde", sizes, _vandermonde, vandermonde_formula, (weights, exponents), work=vandermonde_work)
+    v, poles = torch.randn(4, 64, 32, dtype=torch.complex64), torch.complex(-torch.rand(64, 32), torch.rand(64, 32))
+    nodes = torch.complex(torch.zeros(2048), torch.linspace(0, 100, 2048))
+    sizes = "2048 nodes, four rows, dim 64, 32 pairs of poles"
+    yield Case("cauchy", sizes, *_at(nodes), (v, poles), work=lambda v, w, **kind: cauchy_work(v, nodes, w, **kind))
 
 
 def _conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -175,6 +225,15 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def _step(*args: Tensor) -> Tensor:
     return ops.ssd_step(*args)[0]
+
+
+def _vandermonde(weights: Tensor, exponents: Tensor) -> Tensor:
+    return ops.vandermonde(weights, exponents, 4096)
+
+
+def _at(nodes: Tensor) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """Cauchy products at some nodes, ours and the formula."""
+    return lambda v, w: ops.cauchy(v, nodes, w), lambda v, w: ops.cauchy_reference(v, nodes, w)
 
 
 # ---- the comparison ------------------------------------------------------------------------------------------
@@ -210,6 +269,8 @@ def measure(case: Case, seconds: float) -> dict[str, Any]:
     if case.work is not None:
         products, copies = _measure.multiply_adds(), _measure.bandwidth()
         for kind, backward in (("forward", False), ("forward and backward", True)):
+            if kind not in row:
+                continue
             count, moved = case.work(*case.arguments, backward=backward)
             row[kind]["floor"] = 1e3 * max(count / products, moved / copies)
     return row

@@ -21,6 +21,18 @@ MODELS = {
     "spatial_mamba_tiny": {},
     "mambaout_tiny": {},
     "local_vmamba_tiny": {},
+    "plainmamba_tiny": {},
+    "hrvmamba_tiny": {},
+    "mhs_vm_classifier_tiny": {},
+    "res_vmamba_tiny": {},
+    "rsmamba_tiny": {},
+    "vim2_tiny": {},
+    "lbvim_micro": {},
+    "local_vim_tiny": {},
+    "adventurer_micro": {},
+    "vit_micro": {},
+    "vmamba_tiny with a gate": {"gate": "silu", "activation": "gelu"},
+    "vmamba_tiny by ssd": {"scan": "ssd", "state_dim": 16, "initialisation": "v2"},
 }
 
 
@@ -39,7 +51,7 @@ def settled(model):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_outputs_are_those_of_the_model(name):
-    model = settled(create_model(name))
+    model = settled(create_model(name.split()[0], **MODELS[name]))
     compiled = compile_for_inference(model)
     for batch in (1, 3):
         side = model.config.image_shape[0]

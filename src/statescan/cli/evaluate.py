@@ -187,8 +187,8 @@ def classification(
     """
     from statescan.cli import _images, _print
     from statescan.data import images_to_try
-    from statescan.tasks.classification import say_skipped, write_scores
     from statescan.models import compile_for_inference
+    from statescan.tasks.classification import say_skipped, write_scores
     from statescan.tasks.image_scores import score_images
 
     loaded, preparation = _images.load(model, device=device)

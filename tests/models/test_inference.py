@@ -99,9 +99,10 @@ def test_it_copies_saves_and_takes_new_weights():
         nn.Linear(7, 5),
         nn.Linear(33, 18, bias=False),
         grid.GridConvolution(6, 9, 1),
-        grid.GridConvolution(6, 9, 3, stride=2, padding=1),
+        grid.GridConvolution(9, 6, 3, stride=2, padding=1),
         grid.GridConvolution(6, 6, 5, padding=2, groups=6, bias=False),
         grid.GridConvolution(6, 8, 3, padding=(0, 2), dilation=2, groups=2),
+        grid.GridConvolution(12, 7, 2, padding=1, bias=False),
     ],
     ids=str,
 )
@@ -128,6 +129,9 @@ def test_what_has_no_fused_form_keeps_its_activation():
     mixer = grid.pack(grid.SS2D(16, activation="relu"))
     assert isinstance(mixer.activation, nn.Identity)
     assert isinstance(mixer.convolution.activation, nn.ReLU)
+    stem = grid.pack(nn.Sequential(grid.GridConvolution(3, 8, 3), nn.ReLU()))  # faster as it is
+    assert isinstance(stem[0], grid.GridConvolution)
+    assert isinstance(stem[1], nn.ReLU)
 
 
 def test_no_module_no_compilation():

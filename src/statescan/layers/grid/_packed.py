@@ -24,6 +24,9 @@ _ACTIVATIONS: dict[type[nn.Module], tuple[str, str]] = {
 }
 
 
+_FEW_CHANNELS = 8
+
+
 def packs() -> bool:
     """Whether this PyTorch has the operators, and a CPU that they run on."""
     operators = torch.ops.mkldnn
@@ -176,8 +179,12 @@ def _packable(layer: nn.Module) -> bool:
     if isinstance(layer, _Packed):
         return False
     if isinstance(layer, nn.Conv2d):
-        numbered = not isinstance(layer.padding, str) and layer.padding_mode == "zeros"
-        return isinstance(layer, GridConvolution) and numbered and not (layer.pointwise and layer.groups > 1)
+        if not isinstance(layer, GridConvolution) or isinstance(layer.padding, str) or layer.padding_mode != "zeros":
+            return False
+        if layer.pointwise:
+            return layer.groups == 1
+        # Of an image's few channels oneDNN makes more by itself than from weights arranged beforehand.
+        return layer.groups > 1 or layer.in_channels >= _FEW_CHANNELS
     return type(layer) is nn.Linear
 
 

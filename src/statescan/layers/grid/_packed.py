@@ -155,7 +155,7 @@ def pack(module: nn.Module) -> nn.Module:
     activation = getattr(module, "activation", None)
     activated = dict.fromkeys(names, activation) if _fuses(module, names, activation) else {}
     children = list(module.named_children())
-    if isinstance(module, nn.Sequential):
+    if type(module).forward is nn.Sequential.forward:
         for (name, layer), (after, following) in zip(children, children[1:], strict=False):
             if _packable(layer) and fused_activation(following) is not None:
                 activated[name] = following
@@ -164,10 +164,18 @@ def pack(module: nn.Module) -> nn.Module:
         if _packable(child):
             setattr(module, name, _packed(child, activated.get(name)))
         elif child is getattr(module, name):  # else it was an activation, and is gone
-            pack(child)
+            setattr(module, name, _alone(pack(child)))
     if names and activated:
         module.activation = nn.Identity()
     return module
+
+
+def _alone(module: nn.Module) -> nn.Module:
+    """What is left of a sequence in which one layer alone does something: it."""
+    if type(module) is not nn.Sequential:
+        return module
+    left = [layer for layer in module if not isinstance(layer, nn.Identity)]
+    return left[0] if len(left) == 1 and isinstance(left[0], _Packed) else module
 
 
 def _fuses(module: nn.Module, names: tuple[str, ...], activation: Any) -> bool:

@@ -17,7 +17,8 @@ namespace STATESCAN_LEVEL {
 namespace {
 
 constexpr int64_t kPoint = 2 * kLanes;  // floats in a point: real parts, then imaginary parts
-constexpr int64_t kAhead = 64;          // positions that memory is asked for ahead of their use
+constexpr int64_t kGroup = 16;          // columns of the first pass that are laid out at once
+constexpr int64_t kRowsAhead = 4;       // rows of these that memory is asked for ahead of their use
 
 struct Point {
     vfloat re, im;
@@ -163,8 +164,6 @@ void pass(const Columns& columns) {
                 float *inside = scratch + b * kPoint, *row = loose + b * loose_row;
                 const float *roots = columns.inner + 2 * A * b, *tilt = columns.tilt + 2 * b;
                 Point v[A];
-                for (int a = 0; a < A; ++a)
-                    __builtin_prefetch(row + a * B * loose_row + 2 * columns.loose_column, Back, 3);
                 if (Back)
                     for (int a = 0; a < A; ++a) v[a] = turn<true>(read(inside + a * B * kPoint), roots + 2 * a);
                 else
@@ -182,8 +181,8 @@ void pass(const Columns& columns) {
                 const float* roots = columns.outer + 2 * ((j * A + a) * B);
                 Point v[B];
                 for (int b = 0; b < B; ++b) {
-                    __builtin_prefetch(row + b * A * tight_row + kPoint, !Back, 3);
-                    __builtin_prefetch(row + b * A * tight_row + kPoint + kLanes, !Back, 3);
+                    __builtin_prefetch(row + b * A * tight_row + 2 * kPoint, !Back, 3);
+                    __builtin_prefetch(row + b * A * tight_row + 2 * kPoint + kLanes, !Back, 3);
                 }
                 if (Back)
                     for (int b = 0; b < B; ++b) v[b] = turn<true>(read(row + b * A * tight_row), roots + 2 * b);
@@ -337,22 +336,25 @@ struct Plan {
         }
         return at + column * kPoint;
     }
-    // Positions in the order of time, each of so many floats: from row to row, and in all. Rows lie a register further
+    // Positions of a group of columns, each of so many floats: from row to row, and in all. Rows lie a register further
     // apart than they are long, for the same reason.
-    int64_t time_row(int64_t floats) const { return levels[0].columns * floats + kLanes; }
+    int64_t time_row(int64_t floats) const { return kGroup * floats + kLanes; }
+    // Where positions begin that are laid out some rows after row i of the group at `column`.
+    int64_t soon(int64_t i, int64_t column) const {
+        const int64_t row = i + kRowsAhead, radix = levels[0].radix;
+        return row < radix ? row * levels[0].columns + column : (row - radix) * levels[0].columns + column + kGroup;
+    }
     int64_t time_size(int64_t floats) const { return levels[0].radix * time_row(floats); }
     int64_t workspace(int64_t kept, bool both) const { return kept * size + time_size(both ? kPoint : kLanes); }
 };
 
-// The first pass there or the last back, between positions in the order of time and an array.
+// The first pass there or the last back, of the group of columns from `column` on, between their positions and an array.
 template <bool Back, bool Real>
-inline void outer_pass(const Plan& plan, float* time, float* work) {
+inline void outer_pass(const Plan& plan, int64_t column, float* time, float* work) {
     const Level& top = plan.levels[0];
     constexpr int64_t floats = Real ? kLanes : kPoint;
-    for (int64_t j = 0; j < top.columns; j += plan.leaf)
-        pass<Back, Real>(top.radix, {time + j * floats, work + plan.place(0, j), plan.time_row(floats), floats, top.row,
-                                     plan.leaf, top.inner, top.outer + 2 * j * top.radix,
-                                     Back ? plan.tilt_back : plan.tilt});
+    pass<Back, Real>(top.radix, {time, work + plan.place(0, column), plan.time_row(floats), floats, top.row, kGroup, top.inner,
+                                 top.outer + 2 * column * top.radix, Back ? plan.tilt_back : plan.tilt});
 }
 
 template <bool Back>

@@ -5,12 +5,7 @@
 
 #include "common.h"
 #include "math.h"
-
-#if defined(__clang__) || __GNUC__ >= 12
-#define STATESCAN_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define STATESCAN_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, vint{__VA_ARGS__})
-#endif
+#include "transpose.h"
 
 namespace STATESCAN_LEVEL {
 
@@ -152,49 +147,6 @@ inline void multiply_lower_part(Product p, int64_t rows, int64_t inner) {
         multiply(p, std::min<int64_t>(kLanes, rows - row), row + kLanes, inner);
         p.left += kLanes * p.left_row;
         p.out += kLanes * p.out_row;
-    }
-}
-
-// The elements of two registers in turns: of their first halves, of their second halves.
-#if defined(__AVX512F__)
-inline vfloat interleave_low(vfloat a, vfloat b) {
-    return STATESCAN_SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-}
-inline vfloat interleave_high(vfloat a, vfloat b) {
-    return STATESCAN_SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-}
-#elif defined(__AVX2__)
-inline vfloat interleave_low(vfloat a, vfloat b) { return STATESCAN_SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11); }
-inline vfloat interleave_high(vfloat a, vfloat b) { return STATESCAN_SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15); }
-#else
-inline vfloat interleave_low(vfloat a, vfloat b) { return STATESCAN_SHUFFLE(a, b, 0, 4, 1, 5); }
-inline vfloat interleave_high(vfloat a, vfloat b) { return STATESCAN_SHUFFLE(a, b, 2, 6, 3, 7); }
-#endif
-
-// out(column, row) = in(row, column); with `fill`, columns of `out` beyond `rows` become zero, up to a whole register.
-inline void transpose(const float* in, int64_t rows, int64_t width, int64_t in_row, float* out, int64_t out_row, bool fill = true) {
-    for (int64_t r = 0; r < rows; r += kLanes) {
-        const int some_rows = int(std::min<int64_t>(kLanes, rows - r));
-        for (int64_t c = 0; c < width; c += kLanes) {
-            const int some = int(std::min<int64_t>(kLanes, width - c));
-            vfloat lines[2][kLanes];
-#pragma GCC unroll 16
-            for (int i = 0; i < kLanes; ++i) lines[0][i] = i < some_rows ? load_some(in + (r + i) * in_row + c, some) : vfloat{};
-            // Each pass interleaves the lines of the first half with those of the second: after all bits of a line's
-            // number have gone round, they are those of its column.
-#pragma GCC unroll 4
-            for (int pass = 1, from = 0; pass < kLanes; pass *= 2, from = !from) {
-#pragma GCC unroll 8
-                for (int i = 0; i < kLanes / 2; ++i) {
-                    lines[!from][2 * i] = interleave_low(lines[from][i], lines[from][i + kLanes / 2]);
-                    lines[!from][2 * i + 1] = interleave_high(lines[from][i], lines[from][i + kLanes / 2]);
-                }
-            }
-            constexpr int kLast = kLanes == 8;  // after three passes, or after two or four
-#pragma GCC unroll 16
-            for (int i = 0; i < kLanes; ++i)
-                if (i < some) store_some(out + (c + i) * out_row + r, lines[kLast][i], fill ? kLanes : some_rows);
-        }
     }
 }
 

@@ -125,13 +125,13 @@ struct Forward {
         const int64_t P = s.head_dim, N = s.state_dim, Pp = s.padded_head(), Np = s.padded_state(), Qp = s.padded_chunk();
         const int64_t group = head / s.heads_per_group(), begin = s.offsets[sequence], end = s.offsets[sequence + 1];
         Scratch scratch;
-        float *states, *Bf, *Cf, *Bt, *products, *weights, *xf, *out, *leave;
+        float *states, *Bf, *Cf, *Bt, *scaled, *products, *weights, *xf, *leave;
         Steps steps;
         for (int pass = 0; pass < 2; ++pass) {
             states = scratch.take(count * N * Pp);
             Bf = scratch.take(Qp * Np), Cf = scratch.take(Qp * Np), Bt = scratch.take(N * Qp);
             products = scratch.take(Qp * Qp), weights = scratch.take(Qp * Qp), leave = scratch.take(Qp);
-            xf = scratch.take(Qp * Pp), out = scratch.take(Qp * Pp);
+            xf = scratch.take(Qp * Pp), scaled = scratch.take(Qp * std::min(Np, Pp));
             steps.layout(scratch, Qp);
             if (!pass && !scratch.allocate()) return false;
         }
@@ -163,13 +163,20 @@ struct Forward {
                     store(weights + i * Qp + block, w * load(steps.delta + block) * load(products + i * Qp + block));
                 });
                 read_rows(xs, q, P, s.x_row, xf, Pp);
-                if (!fresh) multiply({Cf, Np, 1, state, Pp, out, Pp, nullptr, 0, &ahead}, q, Pp, N);
-                multiply<kLower>({weights, Qp, 1, xf, Pp, out, Pp, fresh ? nullptr : steps.enter, 1, &ahead}, q, Pp, q);
-                write(out, xf, row, q, head + h);
+                const auto entered = [&](auto& sum, int64_t i, int64_t c) STATESCAN_INLINE {
+                    if (fresh) return;
+                    accumulate<kFull>(sum, {Cf, Np, 1, state, Pp}, i, c, N);
+                    for_each_sum(sum, i, c, [&](vfloat& value, int64_t r, int64_t) STATESCAN_INLINE { value *= steps.enter[r]; });
+                };
+                const auto given = [&](auto& sum, int64_t i, int64_t c) STATESCAN_INLINE { write(sum, i, c, xf, row, head + h); };
+                multiply<kLower>({weights, Qp, 1, xf, Pp}, &ahead, q, Pp, q, entered, given);
+                // Of B_j leave_j delta_j x_j, the narrower factor is scaled.
                 for (int64_t j = 0; j < q; j += kLanes) store(leave + j, load(leave + j) * load(steps.delta + j));
-                scale_rows(xf, leave, q, Pp, xf);
+                if (Np < Pp) scale_rows(Bf, leave, q, Np, scaled);
+                else scale_rows(xf, leave, q, Pp, scaled);
+                const Factors factors{Np < Pp ? scaled : Bf, 1, Np, Np < Pp ? xf : scaled, Pp};
                 const float whole = steps.whole(q);
-                multiply({Bf, 1, Np, xf, Pp, state, Pp, fresh ? nullptr : &whole, 0, &ahead}, N, Pp, q);
+                multiply({factors, state, Pp, fresh ? nullptr : &whole, 0, &ahead}, N, Pp, q);
             }
         }
         for (int64_t h = 0; h < count; ++h)
@@ -177,16 +184,16 @@ struct Forward {
         return true;
     }
 
-    void write(const float* out, const float* xf, int64_t row, int64_t q, int64_t head) const {
+    // A tile of y at positions from i of a chunk and channels from c on.
+    template <typename Tile>
+    inline __attribute__((always_inline)) void write(Tile& sum, int64_t i, int64_t c, const float* xf, int64_t row,
+                                                     int64_t head) const {
         const int64_t P = s.head_dim, Pp = s.padded_head();
-        for (int64_t i = 0; i < q; ++i) {
-            for (int64_t c = 0; c < P; c += kLanes) {
-                const int n = left_of(P, c);
-                vfloat value = load(out + i * Pp + c);
-                if (D) value += load(xf + i * Pp + c) * (s.D_per_channel ? load_some(D + head * P + c, n) : splat(D[head]));
-                store_some(y + ((row + i) * s.heads + head) * P + c, value, n);
-            }
-        }
+        for_each_sum(sum, i, c, [&](vfloat value, int64_t r, int64_t p) STATESCAN_INLINE {
+            const int n = left_of(P, p);
+            if (D) value += load(xf + r * Pp + p) * (s.D_per_channel ? load_some(D + head * P + p, n) : splat(D[head]));
+            store_some(y + ((row + r) * s.heads + head) * P + p, value, n);
+        });
     }
 };
 

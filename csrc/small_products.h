@@ -97,6 +97,31 @@ inline __attribute__((always_inline)) void for_each_sum(Sums<kRows, kVectors>& s
         for (int v = 0; v < kVectors; ++v) visit(sum[r][v], row + r, column + v * kLanes);
 }
 
+// Visits the sums of a row: visit(sums of one row, row).
+template <int kRows, int kVectors, typename Visit>
+inline __attribute__((always_inline)) void for_each_row(Sums<kRows, kVectors>& sum, int64_t row, Visit visit) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) visit(reinterpret_cast<Sums<1, kVectors>&>(sum[r]), row + r);
+}
+
+// Sums over the rows of a tile, of whatever is added for its columns.
+template <int kVectors>
+class ColumnSums {
+  public:
+    template <int kRows>
+    ColumnSums(const Sums<kRows, kVectors>&, int64_t column) : column_(column), sum_{} {}
+    vfloat& at(int64_t column) { return sum_[(column - column_) / kLanes]; }
+    template <typename Visit>
+    inline __attribute__((always_inline)) void for_each(Visit visit) {
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) visit(sum_[v], column_ + v * kLanes);
+    }
+
+  private:
+    int64_t column_;
+    vfloat sum_[kVectors];
+};
+
 // Adds the product to the sums. Elements of the left factor outside its triangle are not read: they may hold anything.
 template <Shape kShape, int kRows, int kVectors>
 inline __attribute__((always_inline)) void accumulate(Sums<kRows, kVectors>& sum, const Factors& p, int64_t row, int64_t column,

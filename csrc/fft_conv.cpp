@@ -58,18 +58,18 @@ struct Signal {
     }
     void transform(const Plan& plan, float* work, float* time) const {
         const int64_t columns = plan.levels[0].columns;
-        for (int64_t column = 0; column < columns; column += kGroup) {
+        for (int64_t column = 0; column < columns; column += plan.leaf) {
             for (int64_t i = 0; i < plan.levels[0].radix; ++i) {
                 float* row = time + i * plan.time_row(kLanes);
                 const int64_t begin = i * columns + column;
-                const int64_t known = std::max<int64_t>(0, std::min(kGroup, length - begin));
+                const int64_t known = std::max<int64_t>(0, std::min(plan.leaf, length - begin));
                 for (int64_t c = 0; c < known; ++c) {
-                    const int64_t soon = std::min(plan.soon(i, column) + c, length - 1) * channels;
+                    const int64_t soon = std::min(plan.after(i, column) + c, length - 1) * channels;
                     __builtin_prefetch(x + soon, 0, 2);
                     if (gate) __builtin_prefetch(gate + soon, 0, 2);
                     store(row + c * kLanes, at(begin + c));
                 }
-                std::fill(row + known * kLanes, row + kGroup * kLanes, 0.0f);
+                std::fill(row + known * kLanes, row + plan.leaf * kLanes, 0.0f);
             }
             outer_pass<false, true>(plan, column, time, work);
         }
@@ -105,13 +105,13 @@ struct Taps {
     vfloat direct;
     void transform(const Plan& plan, float* work, float* time) const {
         const int64_t columns = plan.levels[0].columns, floats = ahead ? kPoint : kLanes;
-        for (int64_t column = 0; column < columns; column += kGroup) {
+        for (int64_t column = 0; column < columns; column += plan.leaf) {
             for (int64_t i = 0; i < plan.levels[0].radix; ++i) {
                 float* to = time + i * plan.time_row(floats);
                 const int64_t begin = i * columns + column;
-                for (int64_t t = begin; t < begin + kGroup; t += kLanes, to += kLanes * floats) {
+                for (int64_t t = begin; t < begin + plan.leaf; t += kLanes, to += kLanes * floats) {
                     Square square, reversed;
-                    const int64_t soon = std::min(plan.soon(i, column) + t - begin, taps - 1);
+                    const int64_t soon = std::min(plan.after(i, column) + t - begin, taps - 1);
                     for (int k = 0; k < count; ++k) __builtin_prefetch(past + k * taps + soon, 0, 2);
                     square.read(past, taps, t, count);
                     if (t == 0) square.values[0] += direct;
@@ -134,13 +134,13 @@ struct Taps {
     void gradients(const Plan& plan, float* work, float* time, float* grad_past, float* grad_future,
                    float* grad_direct) const {
         const int64_t columns = plan.levels[0].columns, floats = ahead ? kPoint : kLanes;
-        for (int64_t column = 0; column < columns; column += kGroup) {
+        for (int64_t column = 0; column < columns; column += plan.leaf) {
             if (ahead) outer_pass<true, false>(plan, column, time, work);
             else outer_pass<true, true>(plan, column, time, work);
             for (int64_t i = 0; i < plan.levels[0].radix; ++i) {
                 const float* from = time + i * plan.time_row(floats);
                 const int64_t begin = i * columns + column;
-                for (int64_t t = begin; t < begin + kGroup; t += kLanes, from += kLanes * floats) {
+                for (int64_t t = begin; t < begin + plan.leaf; t += kLanes, from += kLanes * floats) {
                     const int64_t tap = plan.points - kLanes - t;
                     Square square, reversed;
                     if (ahead) {
@@ -165,11 +165,11 @@ struct Taps {
 template <typename Give>
 inline void transform_back(const Plan& plan, float* work, float* time, int64_t length, const Give& give) {
     const int64_t columns = plan.levels[0].columns;
-    for (int64_t column = 0; column < columns; column += kGroup) {
+    for (int64_t column = 0; column < columns; column += plan.leaf) {
         outer_pass<true, true>(plan, column, time, work);
         for (int64_t begin = column, i = 0; begin < length; begin += columns, ++i) {
             const float* row = time + i * plan.time_row(kLanes);
-            const int64_t known = std::min(kGroup, length - begin);
+            const int64_t known = std::min(plan.leaf, length - begin);
             for (int64_t c = 0; c < known; ++c) give(begin + c, load(row + c * kLanes));
         }
     }

@@ -17,7 +17,6 @@ namespace STATESCAN_LEVEL {
 namespace {
 
 constexpr int64_t kPoint = 2 * kLanes;  // floats in a point: real parts, then imaginary parts
-constexpr int64_t kAhead = 64;          // positions that memory is asked for ahead of their use
 
 struct Point {
     vfloat re, im;
@@ -37,6 +36,11 @@ template <bool Back>
 inline Point turn(Point a, const float* w) {
     if (Back) return {a.re * w[0] + a.im * w[1], a.im * w[0] - a.re * w[1]};
     return {a.re * w[0] - a.im * w[1], a.re * w[1] + a.im * w[0]};
+}
+// By the root between two steps: the first is one.
+template <bool Back>
+inline Point turn_inside(Point a, const float* roots, int at) {
+    return at ? turn<Back>(a, roots + 2 * at) : a;
 }
 // By -i there, by i back.
 template <bool Back>
@@ -163,17 +167,15 @@ void pass(const Columns& columns) {
                 float *inside = scratch + b * kPoint, *row = loose + b * loose_row;
                 const float *roots = columns.inner + 2 * A * b, *tilt = columns.tilt + 2 * b;
                 Point v[A];
-                for (int a = 0; a < A; ++a)
-                    __builtin_prefetch(row + a * B * loose_row + 2 * columns.loose_column, Back, 3);
                 if (Back)
-                    for (int a = 0; a < A; ++a) v[a] = turn<true>(read(inside + a * B * kPoint), roots + 2 * a);
+                    for (int a = 0; a < A; ++a) v[a] = turn_inside<true>(read(inside + a * B * kPoint), roots, a);
                 else
                     read_loose<Real, A>(v, row, B * loose_row, tilt, 2 * B);
                 Few<A, Back>::run(v);
                 if (Back)
                     write_loose<Real, A>(v, row, B * loose_row, tilt, 2 * B);
                 else
-                    for (int a = 0; a < A; ++a) write(inside + a * B * kPoint, turn<false>(v[a], roots + 2 * a));
+                    for (int a = 0; a < A; ++a) write(inside + a * B * kPoint, turn_inside<false>(v[a], roots, a));
             }
         };
         const auto frequencies = [&] {
@@ -182,8 +184,8 @@ void pass(const Columns& columns) {
                 const float* roots = columns.outer + 2 * ((j * A + a) * B);
                 Point v[B];
                 for (int b = 0; b < B; ++b) {
-                    __builtin_prefetch(row + b * A * tight_row + kPoint, !Back, 3);
-                    __builtin_prefetch(row + b * A * tight_row + kPoint + kLanes, !Back, 3);
+                    __builtin_prefetch(row + b * A * tight_row + 2 * kPoint, !Back, 3);
+                    __builtin_prefetch(row + b * A * tight_row + 2 * kPoint + kLanes, !Back, 3);
                 }
                 if (Back)
                     for (int b = 0; b < B; ++b) v[b] = turn<true>(read(row + b * A * tight_row), roots + 2 * b);
@@ -231,10 +233,10 @@ inline void leaf_columns(float* x, const float* roots) {
         Point v[Q];
         for (int a = 0; a < Q; ++a) {
             v[a] = read(column + a * Q * kPoint);
-            if (Back) v[a] = turn<Back>(v[a], roots + 2 * a);
+            if (Back) v[a] = turn_inside<Back>(v[a], roots, a);
         }
         Few<Q, Back>::run(v);
-        for (int a = 0; a < Q; ++a) write(column + a * Q * kPoint, Back ? v[a] : turn<Back>(v[a], roots + 2 * a));
+        for (int a = 0; a < Q; ++a) write(column + a * Q * kPoint, Back ? v[a] : turn_inside<Back>(v[a], roots, a));
     }
 }
 
@@ -337,22 +339,25 @@ struct Plan {
         }
         return at + column * kPoint;
     }
-    // Positions in the order of time, each of so many floats: from row to row, and in all. Rows lie a register further
-    // apart than they are long, for the same reason.
-    int64_t time_row(int64_t floats) const { return levels[0].columns * floats + kLanes; }
+    // The first pass takes a group of as many columns as a leaf has points, whose positions are laid out together so that
+    // they stay in the second-level cache: from row to row of floats, and in all. Rows lie a register further apart than
+    // they are long, for the same reason.
+    int64_t time_row(int64_t floats) const { return leaf * floats + kLanes; }
+    // The position at which the row after row i of the group at `column` begins.
+    int64_t after(int64_t i, int64_t column) const {
+        return i + 1 < levels[0].radix ? (i + 1) * levels[0].columns + column : column + leaf;
+    }
     int64_t time_size(int64_t floats) const { return levels[0].radix * time_row(floats); }
     int64_t workspace(int64_t kept, bool both) const { return kept * size + time_size(both ? kPoint : kLanes); }
 };
 
-// The first pass there or the last back, between positions in the order of time and an array.
+// The first pass there or the last back, of the group of columns from `column` on, between their positions and an array.
 template <bool Back, bool Real>
-inline void outer_pass(const Plan& plan, float* time, float* work) {
+inline void outer_pass(const Plan& plan, int64_t column, float* time, float* work) {
     const Level& top = plan.levels[0];
     constexpr int64_t floats = Real ? kLanes : kPoint;
-    for (int64_t j = 0; j < top.columns; j += plan.leaf)
-        pass<Back, Real>(top.radix, {time + j * floats, work + plan.place(0, j), plan.time_row(floats), floats, top.row,
-                                     plan.leaf, top.inner, top.outer + 2 * j * top.radix,
-                                     Back ? plan.tilt_back : plan.tilt});
+    pass<Back, Real>(top.radix, {time, work + plan.place(0, column), plan.time_row(floats), floats, top.row, plan.leaf, top.inner,
+                                 top.outer + 2 * column * top.radix, Back ? plan.tilt_back : plan.tilt});
 }
 
 template <bool Back>

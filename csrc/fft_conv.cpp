@@ -12,6 +12,7 @@
 // it goes back up the same way: a row is read and written once between the first pass of the transform and the last of its
 // inverse. The direct path is part of the kernel: D is added to its first tap.
 #include "fft.h"
+#include "transpose.h"
 
 namespace STATESCAN_LEVEL {
 namespace {
@@ -57,39 +58,27 @@ struct Signal {
     }
     void transform(const Plan& plan, float* work, float* time) const {
         const int64_t columns = plan.levels[0].columns;
-        for (int64_t i = 0; i < plan.levels[0].radix; ++i) {
-            float* row = time + i * plan.time_row(kLanes);
-            const int64_t begin = i * columns, known = std::max<int64_t>(0, std::min(columns, length - begin));
-            for (int64_t c = 0; c < known; ++c) {
-                const int64_t soon = std::min(begin + c + kAhead, length - 1) * channels;
-                __builtin_prefetch(x + soon, 0, 2);
-                if (gate) __builtin_prefetch(gate + soon, 0, 2);
-                store(row + c * kLanes, at(begin + c));
+        for (int64_t column = 0; column < columns; column += plan.leaf) {
+            for (int64_t i = 0; i < plan.levels[0].radix; ++i) {
+                float* row = time + i * plan.time_row(kLanes);
+                const int64_t begin = i * columns + column;
+                const int64_t known = std::max<int64_t>(0, std::min(plan.leaf, length - begin));
+                for (int64_t c = 0; c < known; ++c) {
+                    const int64_t soon = std::min(plan.after(i, column) + c, length - 1) * channels;
+                    __builtin_prefetch(x + soon, 0, 2);
+                    if (gate) __builtin_prefetch(gate + soon, 0, 2);
+                    store(row + c * kLanes, at(begin + c));
+                }
+                std::fill(row + known * kLanes, row + plan.leaf * kLanes, 0.0f);
             }
-            std::fill(row + known * kLanes, row + columns * kLanes, 0.0f);
+            outer_pass<false, true>(plan, column, time, work);
         }
-        outer_pass<false, true>(plan, time, work);
     }
 };
 
-// A square of lanes out of rows of taps (channels, taps), transposed in registers.
+// A square out of rows of taps (channels, taps): a register for a tap, a channel in each lane.
 struct Square {
-    vfloat values[kLanes];  // one for a tap, a channel in each lane
-    void transpose() {
-        for (int d = 1; d < kLanes; d *= 2) {
-            vint low, high;  // squares of d are exchanged
-            for (int i = 0; i < kLanes; ++i) {
-                low[i] = i & d ? kLanes + i - d : i;
-                high[i] = i & d ? kLanes + i : i + d;
-            }
-            for (int i = 0; i < kLanes; ++i) {
-                if (i & d) continue;
-                const vfloat a = values[i], b = values[i + d];
-                values[i] = __builtin_shuffle(a, b, low);
-                values[i + d] = __builtin_shuffle(a, b, high);
-            }
-        }
-    }
+    vfloat values[kLanes];
     // Taps from `first` on; those from `taps` on are zero.
     void read(const float* rows, int64_t taps, int64_t first, int count) {
         if (count == kLanes && first + kLanes <= taps) {
@@ -99,11 +88,11 @@ struct Square {
             for (int c = 0; c < kLanes; ++c)
                 values[c] = c < count && width ? load_some(rows + c * taps + first, width) : vfloat{};
         }
-        transpose();
+        transpose_square(values);
     }
     void write(float* rows, int64_t taps, int64_t first, int count) {
         const int width = int(std::min<int64_t>(kLanes, taps - first));
-        transpose();
+        transpose_square(values);
         for (int c = 0; c < count && width > 0; ++c) store_some(rows + c * taps + first, values[c], width);
     }
 };
@@ -115,49 +104,59 @@ struct Taps {
     int count;
     vfloat direct;
     void transform(const Plan& plan, float* work, float* time) const {
-        const int64_t columns = plan.levels[0].columns;
-        for (int64_t t = 0; t < plan.points; t += kLanes) {
-            const int64_t i = t / columns, c = t % columns;
-            Square square, reversed;
-            square.read(past, taps, t, count);
-            if (t == 0) square.values[0] += direct;
-            if (!ahead) {
-                float* to = time + i * plan.time_row(kLanes) + c * kLanes;
-                for (int k = 0; k < kLanes; ++k) store(to + k * kLanes, square.values[k]);
-                continue;
+        const int64_t columns = plan.levels[0].columns, floats = ahead ? kPoint : kLanes;
+        for (int64_t column = 0; column < columns; column += plan.leaf) {
+            for (int64_t i = 0; i < plan.levels[0].radix; ++i) {
+                float* to = time + i * plan.time_row(floats);
+                const int64_t begin = i * columns + column;
+                for (int64_t t = begin; t < begin + plan.leaf; t += kLanes, to += kLanes * floats) {
+                    Square square, reversed;
+                    const int64_t soon = std::min(plan.after(i, column) + t - begin, taps - 1);
+                    for (int k = 0; k < count; ++k) __builtin_prefetch(past + k * taps + soon, 0, 2);
+                    square.read(past, taps, t, count);
+                    if (t == 0) square.values[0] += direct;
+                    if (!ahead) {
+                        for (int k = 0; k < kLanes; ++k) store(to + k * kLanes, square.values[k]);
+                        continue;
+                    }
+                    // Position t has tap N - 1 - t of the future.
+                    reversed.read(future, ahead, plan.points - kLanes - t, count);
+                    for (int k = 0; k < kLanes; ++k)
+                        write(to + k * kPoint,
+                              turn<false>({square.values[k], reversed.values[kLanes - 1 - k]}, plan.tilt + 2 * i));
+                }
             }
-            float* to = time + i * plan.time_row(kPoint) + c * kPoint;
-            reversed.read(future, ahead, plan.points - kLanes - t, count);  // position t has tap N - 1 - t of the future
-            for (int k = 0; k < kLanes; ++k)
-                write(to + k * kPoint,
-                      turn<false>({square.values[k], reversed.values[kLanes - 1 - k]}, plan.tilt + 2 * i));
+            if (ahead) outer_pass<false, false>(plan, column, time, work);
+            else outer_pass<false, true>(plan, column, time, work);
         }
-        if (ahead) outer_pass<false, false>(plan, time, work);
-        else outer_pass<false, true>(plan, time, work);
     }
     // The gradients of the taps, from what comes back from an array.
     void gradients(const Plan& plan, float* work, float* time, float* grad_past, float* grad_future,
                    float* grad_direct) const {
-        if (ahead) outer_pass<true, false>(plan, time, work);
-        else outer_pass<true, true>(plan, time, work);
-        const int64_t columns = plan.levels[0].columns;
-        for (int64_t t = 0; t < plan.points; t += kLanes) {
-            const int64_t i = t / columns, c = t % columns, tap = plan.points - kLanes - t;
-            Square square, reversed;
-            if (ahead) {
-                const float* from = time + i * plan.time_row(kPoint) + c * kPoint;
-                for (int k = 0; k < kLanes; ++k) {
-                    const Point lag = turn<true>(read(from + k * kPoint), plan.tilt_back + 2 * i);
-                    square.values[k] = lag.re;
-                    reversed.values[kLanes - 1 - k] = lag.im;
+        const int64_t columns = plan.levels[0].columns, floats = ahead ? kPoint : kLanes;
+        for (int64_t column = 0; column < columns; column += plan.leaf) {
+            if (ahead) outer_pass<true, false>(plan, column, time, work);
+            else outer_pass<true, true>(plan, column, time, work);
+            for (int64_t i = 0; i < plan.levels[0].radix; ++i) {
+                const float* from = time + i * plan.time_row(floats);
+                const int64_t begin = i * columns + column;
+                for (int64_t t = begin; t < begin + plan.leaf; t += kLanes, from += kLanes * floats) {
+                    const int64_t tap = plan.points - kLanes - t;
+                    Square square, reversed;
+                    if (ahead) {
+                        for (int k = 0; k < kLanes; ++k) {
+                            const Point lag = turn<true>(read(from + k * kPoint), plan.tilt_back + 2 * i);
+                            square.values[k] = lag.re;
+                            reversed.values[kLanes - 1 - k] = lag.im;
+                        }
+                    } else {
+                        for (int k = 0; k < kLanes; ++k) square.values[k] = load(from + k * kLanes);
+                    }
+                    if (t == 0 && grad_direct) store_some(grad_direct, square.values[0], count);
+                    if (t < taps) square.write(grad_past, taps, t, count);
+                    if (tap < ahead) reversed.write(grad_future, ahead, tap, count);
                 }
-            } else {
-                const float* from = time + i * plan.time_row(kLanes) + c * kLanes;
-                for (int k = 0; k < kLanes; ++k) square.values[k] = load(from + k * kLanes);
             }
-            if (t == 0 && grad_direct) store_some(grad_direct, square.values[0], count);
-            if (t < taps) square.write(grad_past, taps, t, count);
-            if (tap < ahead) reversed.write(grad_future, ahead, tap, count);
         }
     }
 };
@@ -165,11 +164,14 @@ struct Taps {
 // The real part of what comes back from an array: `give(position, value)`.
 template <typename Give>
 inline void transform_back(const Plan& plan, float* work, float* time, int64_t length, const Give& give) {
-    outer_pass<true, true>(plan, time, work);
     const int64_t columns = plan.levels[0].columns;
-    for (int64_t begin = 0; begin < length; begin += columns, time += plan.time_row(kLanes)) {
-        const int64_t known = std::min(columns, length - begin);
-        for (int64_t c = 0; c < known; ++c) give(begin + c, load(time + c * kLanes));
+    for (int64_t column = 0; column < columns; column += plan.leaf) {
+        outer_pass<true, true>(plan, column, time, work);
+        for (int64_t begin = column, i = 0; begin < length; begin += columns, ++i) {
+            const float* row = time + i * plan.time_row(kLanes);
+            const int64_t known = std::min(plan.leaf, length - begin);
+            for (int64_t c = 0; c < known; ++c) give(begin + c, load(row + c * kLanes));
+        }
     }
 }
 

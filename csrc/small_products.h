@@ -5,12 +5,7 @@
 
 #include "common.h"
 #include "math.h"
-
-#if defined(__clang__) || __GNUC__ >= 12
-#define STATESCAN_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define STATESCAN_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, vint{__VA_ARGS__})
-#endif
+#include "transpose.h"
 
 namespace STATESCAN_LEVEL {
 
@@ -49,14 +44,22 @@ class Ahead {
     int count_ = 0;
 };
 
+// Of a lambda that takes sums: they stay in registers only where it is inlined.
+#define STATESCAN_INLINE __attribute__((always_inline))
+
 enum Shape { kFull, kLower, kUpper };  // which k of the left factor count: all, k <= row, k >= row
 
-// out(row, column) = kept(row) out(row, column) + sum_k left(row, k) right(k, column)
-struct Product {
+// sum_k left(row, k) right(k, column)
+struct Factors {
     const float* left;
     int64_t left_row, left_k;
     const float* right;
     int64_t right_k;
+};
+
+// out(row, column) = kept(row) out(row, column) + sum_k left(row, k) right(k, column)
+struct Product {
+    Factors factors;
     float* out;
     int64_t out_row;
     const float* kept = nullptr;  // null: nothing of what `out` held is read
@@ -65,6 +68,7 @@ struct Product {
 };
 constexpr float kAll = 1;  // to keep: a plain sum
 
+// Of neighbouring rows and columns: what a tile holds in registers.
 template <int kRows, int kVectors>
 using Sums = vfloat[kRows][kVectors];
 
@@ -84,16 +88,44 @@ inline __attribute__((always_inline)) void add_k(Sums<kRows, kVectors>& sum, con
     }
 }
 
-// Elements of the left factor outside its triangle are not read: they may hold anything.
-template <int kRows, int kVectors, Shape kShape>
-inline void tile(const Product& p, int64_t row, int64_t column, int64_t inner) {
-    if (p.ahead) p.ahead->fetch();
-    Sums<kRows, kVectors> sum;
-    float* out = p.out + row * p.out_row + column;
+// Visits sums with their row and the first of their columns: visit(sum, row, column).
+template <int kRows, int kVectors, typename Visit>
+inline __attribute__((always_inline)) void for_each_sum(Sums<kRows, kVectors>& sum, int64_t row, int64_t column, Visit visit) {
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v) sum[r][v] = vfloat{};
+        for (int v = 0; v < kVectors; ++v) visit(sum[r][v], row + r, column + v * kLanes);
+}
+
+// Visits the sums of a row: visit(sums of one row, row).
+template <int kRows, int kVectors, typename Visit>
+inline __attribute__((always_inline)) void for_each_row(Sums<kRows, kVectors>& sum, int64_t row, Visit visit) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) visit(reinterpret_cast<Sums<1, kVectors>&>(sum[r]), row + r);
+}
+
+// Sums over the rows of a tile, of whatever is added for its columns.
+template <int kVectors>
+class ColumnSums {
+  public:
+    template <int kRows>
+    ColumnSums(const Sums<kRows, kVectors>&, int64_t column) : column_(column), sum_{} {}
+    vfloat& at(int64_t column) { return sum_[(column - column_) / kLanes]; }
+    template <typename Visit>
+    inline __attribute__((always_inline)) void for_each(Visit visit) {
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) visit(sum_[v], column_ + v * kLanes);
+    }
+
+  private:
+    int64_t column_;
+    vfloat sum_[kVectors];
+};
+
+// Adds the product to the sums. Elements of the left factor outside its triangle are not read: they may hold anything.
+template <Shape kShape, int kRows, int kVectors>
+inline __attribute__((always_inline)) void accumulate(Sums<kRows, kVectors>& sum, const Factors& p, int64_t row, int64_t column,
+                                                      int64_t inner) {
     const float *left = p.left + row * p.left_row, *right = p.right + column;
     const int64_t left_row = p.left_row, left_k = p.left_k, right_k = p.right_k;
     int64_t k = 0, end = inner;
@@ -110,91 +142,71 @@ inline void tile(const Product& p, int64_t row, int64_t column, int64_t inner) {
         for (int t = 1; t < kRows; ++t, ++k)
             add_k<kRows, kVectors>(sum, left + k * left_k, left_row, right + k * right_k, t, kRows);
     }
-    if (p.kept) {
-        const float* kept = p.kept + row * p.kept_row;
-#pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 8
-            for (int v = 0; v < kVectors; ++v) {
-                float* o = out + r * p.out_row + v * kLanes;
-                store(o, load(o) * kept[r * p.kept_row] + sum[r][v]);
-            }
-    } else {
-#pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 8
-            for (int v = 0; v < kVectors; ++v) store(out + r * p.out_row + v * kLanes, sum[r][v]);
-    }
 }
 
-template <int kVectors, Shape kShape>
-inline void tile_columns(const Product& p, int64_t rows, int64_t column, int64_t inner) {
+template <int kRows, int kVectors, Shape kShape, typename Start, typename Finish>
+inline void tile(const Factors& factors, Ahead* ahead, int64_t row, int64_t column, int64_t inner, const Start& start,
+                 const Finish& finish) {
+    if (ahead) ahead->fetch();
+    Sums<kRows, kVectors> sum;
+    for_each_sum<kRows, kVectors>(sum, row, column, [](vfloat& value, int64_t, int64_t) { value = vfloat{}; });
+    start(sum, row, column);
+    accumulate<kShape, kRows, kVectors>(sum, factors, row, column, inner);
+    finish(sum, row, column);
+}
+
+template <int kVectors, Shape kShape, typename Start, typename Finish>
+inline void tile_columns(const Factors& factors, Ahead* ahead, int64_t rows, int64_t column, int64_t inner, const Start& start,
+                         const Finish& finish) {
     int64_t row = 0;
-    for (; row + kTileRows <= rows; row += kTileRows) tile<kTileRows, kVectors, kShape>(p, row, column, inner);
-    if (kTileRows > 4 && row + 4 <= rows) tile<4, kVectors, kShape>(p, row, column, inner), row += 4;
-    if (row + 2 <= rows) tile<2, kVectors, kShape>(p, row, column, inner), row += 2;
-    if (row < rows) tile<1, kVectors, kShape>(p, row, column, inner);
+    for (; row + kTileRows <= rows; row += kTileRows)
+        tile<kTileRows, kVectors, kShape>(factors, ahead, row, column, inner, start, finish);
+    if (kTileRows > 4 && row + 4 <= rows) tile<4, kVectors, kShape>(factors, ahead, row, column, inner, start, finish), row += 4;
+    if (row + 2 <= rows) tile<2, kVectors, kShape>(factors, ahead, row, column, inner, start, finish), row += 2;
+    if (row < rows) tile<1, kVectors, kShape>(factors, ahead, row, column, inner, start, finish);
 }
 
-// `width` is a multiple of kLanes. A triangular left factor has as many rows as k.
-template <Shape kShape = kFull>
-inline void multiply(const Product& p, int64_t rows, int64_t width, int64_t inner) {
+// A product by tiles whose sums are in registers: `start(sum, row, column)` may add to them what comes before the product,
+// `finish(sum, row, column)` takes them. `width` is a multiple of kLanes. A triangular left factor has as many rows as k.
+template <Shape kShape = kFull, typename Start, typename Finish>
+inline void multiply(const Factors& factors, Ahead* ahead, int64_t rows, int64_t width, int64_t inner, const Start& start,
+                     const Finish& finish) {
     constexpr int64_t kStep = kTileVectors * kLanes;
     int64_t column = 0;
-    for (; column + kStep <= width; column += kStep) tile_columns<kTileVectors, kShape>(p, rows, column, inner);
-    if (kTileVectors > 2 && column + 2 * kLanes <= width) tile_columns<2, kShape>(p, rows, column, inner), column += 2 * kLanes;
-    if (column < width) tile_columns<1, kShape>(p, rows, column, inner);
+    for (; column + kStep <= width; column += kStep)
+        tile_columns<kTileVectors, kShape>(factors, ahead, rows, column, inner, start, finish);
+    if (kTileVectors > 2 && column + 2 * kLanes <= width)
+        tile_columns<2, kShape>(factors, ahead, rows, column, inner, start, finish), column += 2 * kLanes;
+    if (column < width) tile_columns<1, kShape>(factors, ahead, rows, column, inner, start, finish);
+}
+
+// The same from zero, without anything before.
+template <Shape kShape = kFull, typename Finish>
+inline void multiply(const Factors& factors, Ahead* ahead, int64_t rows, int64_t width, int64_t inner, const Finish& finish) {
+    multiply<kShape>(factors, ahead, rows, width, inner, [](auto&, int64_t, int64_t) {}, finish);
+}
+
+template <Shape kShape = kFull>
+inline void multiply(const Product& p, int64_t rows, int64_t width, int64_t inner) {
+    multiply<kShape>(p.factors, p.ahead, rows, width, inner, [&](auto& sum, int64_t row, int64_t column) STATESCAN_INLINE {
+        if (p.kept) {
+            for_each_sum(sum, row, column, [&](vfloat value, int64_t r, int64_t c) STATESCAN_INLINE {
+                float* out = p.out + r * p.out_row + c;
+                store(out, load(out) * p.kept[r * p.kept_row] + value);
+            });
+        } else {
+            for_each_sum(sum, row, column,
+                         [&](vfloat value, int64_t r, int64_t c) STATESCAN_INLINE { store(p.out + r * p.out_row + c, value); });
+        }
+    });
 }
 
 // Only the columns up to the row, in whole vectors, of a product as wide as it is high.
 inline void multiply_lower_part(Product p, int64_t rows, int64_t inner) {
     for (int64_t row = 0; row < rows; row += kLanes) {
         multiply(p, std::min<int64_t>(kLanes, rows - row), row + kLanes, inner);
-        p.left += kLanes * p.left_row;
+        p.factors.left += kLanes * p.factors.left_row;
         p.out += kLanes * p.out_row;
-    }
-}
-
-// The elements of two registers in turns: of their first halves, of their second halves.
-#if defined(__AVX512F__)
-inline vfloat interleave_low(vfloat a, vfloat b) {
-    return STATESCAN_SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-}
-inline vfloat interleave_high(vfloat a, vfloat b) {
-    return STATESCAN_SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-}
-#elif defined(__AVX2__)
-inline vfloat interleave_low(vfloat a, vfloat b) { return STATESCAN_SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11); }
-inline vfloat interleave_high(vfloat a, vfloat b) { return STATESCAN_SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15); }
-#else
-inline vfloat interleave_low(vfloat a, vfloat b) { return STATESCAN_SHUFFLE(a, b, 0, 4, 1, 5); }
-inline vfloat interleave_high(vfloat a, vfloat b) { return STATESCAN_SHUFFLE(a, b, 2, 6, 3, 7); }
-#endif
-
-// out(column, row) = in(row, column); with `fill`, columns of `out` beyond `rows` become zero, up to a whole register.
-inline void transpose(const float* in, int64_t rows, int64_t width, int64_t in_row, float* out, int64_t out_row, bool fill = true) {
-    for (int64_t r = 0; r < rows; r += kLanes) {
-        const int some_rows = int(std::min<int64_t>(kLanes, rows - r));
-        for (int64_t c = 0; c < width; c += kLanes) {
-            const int some = int(std::min<int64_t>(kLanes, width - c));
-            vfloat lines[2][kLanes];
-#pragma GCC unroll 16
-            for (int i = 0; i < kLanes; ++i) lines[0][i] = i < some_rows ? load_some(in + (r + i) * in_row + c, some) : vfloat{};
-            // Each pass interleaves the lines of the first half with those of the second: after all bits of a line's
-            // number have gone round, they are those of its column.
-#pragma GCC unroll 4
-            for (int pass = 1, from = 0; pass < kLanes; pass *= 2, from = !from) {
-#pragma GCC unroll 8
-                for (int i = 0; i < kLanes / 2; ++i) {
-                    lines[!from][2 * i] = interleave_low(lines[from][i], lines[from][i + kLanes / 2]);
-                    lines[!from][2 * i + 1] = interleave_high(lines[from][i], lines[from][i + kLanes / 2]);
-                }
-            }
-            constexpr int kLast = kLanes == 8;  // after three passes, or after two or four
-#pragma GCC unroll 16
-            for (int i = 0; i < kLanes; ++i)
-                if (i < some) store_some(out + (c + i) * out_row + r, lines[kLast][i], fill ? kLanes : some_rows);
-        }
     }
 }
 

@@ -29,16 +29,10 @@ inline void scale_rows(const float* in, const float* weight, int64_t rows, int64
         for (int64_t c = 0; c < width; c += kLanes) store(out + r * width + c, load(in + r * width + c) * weight[r]);
 }
 
-// values_rc *= weight_c, whole vectors
-inline void scale_columns(float* values, const float* weight, int64_t rows, int64_t width, int64_t stride) {
+// out_rc = in_rc weight_c, whole vectors
+inline void scale_columns(const float* in, const float* weight, int64_t rows, int64_t width, int64_t stride, float* out) {
     for (int64_t r = 0; r < rows; ++r)
-        for (int64_t c = 0; c < width; c += kLanes) store(values + r * stride + c, load(values + r * stride + c) * load(weight + c));
-}
-
-inline float dot(const float* a, const float* b, int64_t width) {
-    vfloat sum{};
-    for (int64_t c = 0; c < width; c += kLanes) sum += load(a + c) * load(b + c);
-    return horizontal_sum(sum);
+        for (int64_t c = 0; c < width; c += kLanes) store(out + r * stride + c, load(in + r * stride + c) * load(weight + c));
 }
 
 inline vint lane_numbers() {
@@ -125,13 +119,13 @@ struct Forward {
         const int64_t P = s.head_dim, N = s.state_dim, Pp = s.padded_head(), Np = s.padded_state(), Qp = s.padded_chunk();
         const int64_t group = head / s.heads_per_group(), begin = s.offsets[sequence], end = s.offsets[sequence + 1];
         Scratch scratch;
-        float *states, *Bf, *Cf, *Bt, *products, *weights, *xf, *out, *leave;
+        float *states, *Bf, *Cf, *Bt, *scaled, *products, *weights, *xf, *leave;
         Steps steps;
         for (int pass = 0; pass < 2; ++pass) {
             states = scratch.take(count * N * Pp);
             Bf = scratch.take(Qp * Np), Cf = scratch.take(Qp * Np), Bt = scratch.take(N * Qp);
             products = scratch.take(Qp * Qp), weights = scratch.take(Qp * Qp), leave = scratch.take(Qp);
-            xf = scratch.take(Qp * Pp), out = scratch.take(Qp * Pp);
+            xf = scratch.take(Qp * Pp), scaled = scratch.take(Qp * std::min(Np, Pp));
             steps.layout(scratch, Qp);
             if (!pass && !scratch.allocate()) return false;
         }
@@ -163,13 +157,20 @@ struct Forward {
                     store(weights + i * Qp + block, w * load(steps.delta + block) * load(products + i * Qp + block));
                 });
                 read_rows(xs, q, P, s.x_row, xf, Pp);
-                if (!fresh) multiply({Cf, Np, 1, state, Pp, out, Pp, nullptr, 0, &ahead}, q, Pp, N);
-                multiply<kLower>({weights, Qp, 1, xf, Pp, out, Pp, fresh ? nullptr : steps.enter, 1, &ahead}, q, Pp, q);
-                write(out, xf, row, q, head + h);
+                const auto entered = [&](auto& sum, int64_t i, int64_t c) STATESCAN_INLINE {
+                    if (fresh) return;
+                    accumulate<kFull>(sum, {Cf, Np, 1, state, Pp}, i, c, N);
+                    for_each_sum(sum, i, c, [&](vfloat& value, int64_t r, int64_t) STATESCAN_INLINE { value *= steps.enter[r]; });
+                };
+                const auto given = [&](auto& sum, int64_t i, int64_t c) STATESCAN_INLINE { write(sum, i, c, xf, row, head + h); };
+                multiply<kLower>({weights, Qp, 1, xf, Pp}, &ahead, q, Pp, q, entered, given);
+                // Of B_j leave_j delta_j x_j, the narrower factor is scaled.
                 for (int64_t j = 0; j < q; j += kLanes) store(leave + j, load(leave + j) * load(steps.delta + j));
-                scale_rows(xf, leave, q, Pp, xf);
+                if (Np < Pp) scale_rows(Bf, leave, q, Np, scaled);
+                else scale_rows(xf, leave, q, Pp, scaled);
+                const Factors factors{Np < Pp ? scaled : Bf, 1, Np, Np < Pp ? xf : scaled, Pp};
                 const float whole = steps.whole(q);
-                multiply({Bf, 1, Np, xf, Pp, state, Pp, fresh ? nullptr : &whole, 0, &ahead}, N, Pp, q);
+                multiply({factors, state, Pp, fresh ? nullptr : &whole, 0, &ahead}, N, Pp, q);
             }
         }
         for (int64_t h = 0; h < count; ++h)
@@ -177,16 +178,16 @@ struct Forward {
         return true;
     }
 
-    void write(const float* out, const float* xf, int64_t row, int64_t q, int64_t head) const {
+    // A tile of y at positions from i of a chunk and channels from c on.
+    template <typename Tile>
+    inline __attribute__((always_inline)) void write(Tile& sum, int64_t i, int64_t c, const float* xf, int64_t row,
+                                                     int64_t head) const {
         const int64_t P = s.head_dim, Pp = s.padded_head();
-        for (int64_t i = 0; i < q; ++i) {
-            for (int64_t c = 0; c < P; c += kLanes) {
-                const int n = left_of(P, c);
-                vfloat value = load(out + i * Pp + c);
-                if (D) value += load(xf + i * Pp + c) * (s.D_per_channel ? load_some(D + head * P + c, n) : splat(D[head]));
-                store_some(y + ((row + i) * s.heads + head) * P + c, value, n);
-            }
-        }
+        for_each_sum(sum, i, c, [&](vfloat value, int64_t r, int64_t p) STATESCAN_INLINE {
+            const int n = left_of(P, p);
+            if (D) value += load(xf + r * Pp + p) * (s.D_per_channel ? load_some(D + head * P + p, n) : splat(D[head]));
+            store_some(y + ((row + r) * s.heads + head) * P + p, value, n);
+        });
     }
 };
 
@@ -233,9 +234,9 @@ struct Backward {
         float *Bt, *Ct, *grad_Bt, *grad_Ct;     // these, a panel a chunk
         float *states, *flows;                  // before every chunk; gradients of those after a chunk; a head after another
         float *rows, *xf, *g, *xt, *gt;         // rows of a chunk; turned
-        float *weights, *shares, *outer, *v;    // see `run_chunk`
+        float *weights, *shares, *outer;        // see `run_chunk`
         float* wide;                            // gradients of B or C of a chunk, as they are written
-        float *leave, *cuts, *left, *entered;
+        float *leave, *cuts, *left, *entered, *within;
         Steps steps;
 
         void layout(Scratch& scratch, const Sizes& s, int64_t length, int64_t chunks_, int64_t saved, int64_t heads) {
@@ -247,8 +248,9 @@ struct Backward {
             states = scratch.take(saved * heads * N * Pp), flows = scratch.take(heads * N * Pp);
             rows = scratch.take(Qp * Np), wide = scratch.take(Qp * Np), xf = scratch.take(Qp * Pp), g = scratch.take(Qp * Pp);
             xt = scratch.take(P * Qp), gt = scratch.take(P * Qp);
-            weights = scratch.take(Qp * Qp), shares = scratch.take(Qp * Qp), outer = scratch.take(Qp * Qp), v = scratch.take(Qp * Pp);
+            weights = scratch.take(Qp * Qp), shares = scratch.take(Qp * Qp), outer = scratch.take(Qp * Qp);
             leave = scratch.take(Qp), cuts = scratch.take(Qp), left = scratch.take(Qp), entered = scratch.take(Qp);
+            within = scratch.take(Qp);
             steps.layout(scratch, Qp);
         }
     };
@@ -364,11 +366,18 @@ struct Backward {
                 walk_back(a, chunk.size);
                 for (int64_t j = 0; j < chunk.size; j += kLanes) store(a.leave + j, load(a.leave + j) * load(a.steps.delta + j));
                 read_rows(xs, chunk.size, P, s.x_row, a.xf, Pp);
-                scale_rows(a.xf, a.leave, chunk.size, Pp, a.xf);
+                // Of B_j leave_j delta_j x_j, the narrower factor is scaled.
+                const float *B_panel = a.Bt + k * N * Qp, *before = a.states + (chunk.state * count + h) * size;
+                if (N < P) scale_columns(B_panel, a.leave, N, round_up(chunk.size), Qp, a.rows);
+                else scale_rows(a.xf, a.leave, chunk.size, Pp, a.xf);
                 const float whole = a.steps.whole(chunk.size);
-                if (chunk.state >= 0) std::memcpy(next, a.states + (chunk.state * count + h) * size, size_t(size) * sizeof(float));
-                const float* kept = chunk.state >= 0 ? &whole : nullptr;
-                multiply({a.Bt + k * N * Qp, Qp, 1, a.xf, Pp, next, Pp, kept, 0, &ahead}, N, Pp, chunk.size);
+                multiply({N < P ? a.rows : B_panel, Qp, 1, a.xf, Pp}, &ahead, N, Pp, chunk.size,
+                         [&](auto& sum, int64_t n, int64_t c) STATESCAN_INLINE {
+                             for_each_sum(sum, n, c, [&](vfloat value, int64_t r, int64_t p) STATESCAN_INLINE {
+                                 if (chunk.state >= 0) value += load(before + r * Pp + p) * whole;
+                                 store(next + r * Pp + p, value);
+                             });
+                         });
             }
         }
     }
@@ -403,9 +412,15 @@ struct Backward {
         multiply_lower_part({a.g, Pp, 1, a.xt, Qp, a.outer, Qp, nullptr, 0, &ahead}, q, P);
         const float* products = a.products + (chunk.row - s.offsets[sequence]) * Qp;
         float* grad_products = a.grad_products + (chunk.row - s.offsets[sequence]) * Qp;
+        vfloat within{};
+        const vint lane = lane_numbers();
         walk_decays(a.steps.decay, q, a.leave, [&](int64_t i, int64_t block, vfloat w) {
             const int64_t at = i * Qp + block;
-            const vfloat weight = w * load(products + at), step = load(steps + block), outer = load(a.outer + at) * step;
+            const vfloat weight = w * load(products + at), given = load(a.outer + at), outer = given * load(steps + block);
+            const vint known = lane <= int32_t(i - block);
+            if (i == block) within = vfloat{};
+            within += known ? given * weight : vfloat{};
+            if (i == q - 1) store(a.within + block, within);
             store(a.weights + at, weight);
             store(a.shares + at, outer * weight);
             store(grad_products + at, load(grad_products + at) + outer * w);
@@ -413,26 +428,60 @@ struct Backward {
         sum_cuts(a, q);
 
         // What leaves through the state: v_j = B_j . flow, then du_j = sum_{i >= j} weights_ij g_i + leave_j v_j.
-        multiply({a.Bt + panel, 1, Qp, flow, Pp, a.v, Pp, nullptr, 0, &ahead}, q, Pp, N);
-        for (int64_t j = 0; j < q; ++j) a.left[j] = steps[j] * a.leave[j] * dot(a.v + j * Pp, a.xf + j * Pp, Pp);
-        multiply<kUpper>({a.weights, 1, Qp, a.g, Pp, a.v, Pp, a.leave, 1, &ahead}, q, Pp, q);
+        const auto left = [&](auto& sum, int64_t j, int64_t c) STATESCAN_INLINE {
+            accumulate<kFull>(sum, {a.Bt + panel, 1, Qp, flow, Pp}, j, c, N);
+            for_each_row(sum, j, [&](auto& of_row, int64_t r) STATESCAN_INLINE {
+                vfloat dot{};
+                for_each_sum(of_row, r, c, [&](vfloat& value, int64_t, int64_t p) STATESCAN_INLINE {
+                    value *= a.leave[r];
+                    dot += value * load(a.xf + r * Pp + p);
+                });
+                a.left[r] = (c ? a.left[r] : 0.0f) + horizontal_sum(dot);
+            });
+        };
+        const auto whole_du = [&](auto& sum, int64_t j, int64_t c) STATESCAN_INLINE { write_x(sum, j, c, a, chunk.row, head); };
+        multiply<kUpper>({a.weights, 1, Qp, a.g, Pp}, &ahead, q, Pp, q, left, whole_du);
+        if (D) sum_D(a, q, grad_D + (sequence * s.heads + head) * P);
         for (int64_t j = 0; j < qp; j += kLanes) store(a.leave + j, load(a.leave + j) * load(steps + j));
-        scale_columns(a.xt, a.leave, P, qp, Qp);
-        multiply({flow, Pp, 1, a.xt, Qp, a.grad_Bt + panel, Qp, &kAll, 0, &ahead}, N, qp, P);
-        write_x(a, chunk, head, grad_D ? grad_D + (sequence * s.heads + head) * P : nullptr);
+        multiply({flow, Pp, 1, a.xt, Qp}, &ahead, N, qp, P, [&](auto& sum, int64_t n, int64_t c) STATESCAN_INLINE {
+            for_each_sum(sum, n, c, [&](vfloat value, int64_t r, int64_t j) STATESCAN_INLINE {
+                float* out = a.grad_Bt + panel + r * Qp + j;
+                store(out, load(out) + value * load(a.leave + j));
+            });
+        });
 
         // What enters through the state: y_i += enter_i C_i . state.
         float kept = 0;
         if (state) {
-            kept = a.steps.whole(q) * dot(flow, state, N * Pp);
-            scale_rows(a.g, a.steps.enter, q, Pp, a.g);
+            const float *Ct = a.Ct + panel, whole = a.steps.whole(q);
             transpose(a.g, q, P, Pp, a.gt, Qp);
-            multiply({state, Pp, 1, a.gt, Qp, a.rows, Qp}, N, qp, P);
-            sum_entered(a, a.Ct + panel, a.grad_Ct + panel, qp);
+            std::memset(a.entered, 0, size_t(qp) * sizeof(float));
+            multiply({state, Pp, 1, a.gt, Qp}, nullptr, N, qp, P, [&](auto& sum, int64_t n, int64_t c) STATESCAN_INLINE {
+                ColumnSums sums(sum, c);
+                for_each_sum(sum, n, c, [&](vfloat value, int64_t r, int64_t i) STATESCAN_INLINE {
+                    float* out = a.grad_Ct + panel + r * Qp + i;
+                    value *= load(a.steps.enter + i);
+                    store(out, load(out) + value);
+                    sums.at(i) += value * load(Ct + r * Qp + i);
+                });
+                sums.for_each([&](vfloat value, int64_t i) STATESCAN_INLINE { store(a.entered + i, load(a.entered + i) + value); });
+            });
             float before = 0;
             for (int64_t i = q - 1; i >= 0; --i) a.cuts[i] += before += a.entered[i];
-            const float whole = a.steps.whole(q);
-            multiply({a.Ct + panel, Qp, 1, a.g, Pp, flow, Pp, &whole}, N, Pp, q);
+            // Of enter_i C_i g_i, the narrower factor is scaled.
+            if (N < P) scale_columns(Ct, a.steps.enter, N, qp, Qp, a.rows);
+            else scale_rows(a.g, a.steps.enter, q, Pp, a.g);
+            vfloat dot{};
+            multiply({N < P ? a.rows : Ct, Qp, 1, a.g, Pp}, nullptr, N, Pp, q, [&](auto& sum, int64_t n, int64_t c) STATESCAN_INLINE {
+                ColumnSums sums(sum, c);
+                for_each_sum(sum, n, c, [&](vfloat value, int64_t r, int64_t p) STATESCAN_INLINE {
+                    const vfloat after = load(flow + r * Pp + p);
+                    sums.at(p) += after * load(state + r * Pp + p);
+                    store(flow + r * Pp + p, after * whole + value);
+                });
+                sums.for_each([&](vfloat value, int64_t) STATESCAN_INLINE { dot += value; });
+            });
+            kept = whole * horizontal_sum(dot);
         } else {
             std::memset(flow, 0, size_t(N * Pp) * sizeof(float));
         }
@@ -442,9 +491,9 @@ struct Backward {
         float after = kept;
         for (int64_t k = 0; k < q; ++k) {
             const float cut = a.cuts[k] + after;
-            after += a.left[k];
+            after += a.left[k] * steps[k];
             grad_rate += double(cut) * steps[k];
-            const float own = dot(a.v + k * Pp, a.xf + k * Pp, Pp);
+            const float own = a.left[k] + a.within[k];  // du_k . x_k
             grad_delta[(chunk.row + k) * s.heads + head] = cut * A[head] + own;
         }
         return grad_rate;
@@ -465,20 +514,6 @@ struct Backward {
         return ahead;
     }
 
-    // Adds this head's gradient of C, in `rows`, to the group's; entered_i: its product with C_i.
-    void sum_entered(const Space& a, const float* Ct, float* grad_Ct, int64_t width) const {
-        const int64_t Qp = s.padded_chunk();
-        for (int64_t i = 0; i < width; i += kLanes) {
-            vfloat sum{};
-            for (int64_t at = i; at < s.state_dim * Qp; at += Qp) {
-                const vfloat grad = load(a.rows + at);
-                sum += grad * load(Ct + at);
-                store(grad_Ct + at, load(grad_Ct + at) + grad);
-            }
-            store(a.entered + i, sum);
-        }
-    }
-
     // cuts_k = sum of shares_ij over j < k <= i.
     void sum_cuts(const Space& a, int64_t q) const {
         const int64_t Qp = s.padded_chunk();
@@ -497,22 +532,25 @@ struct Backward {
         }
     }
 
-    void write_x(const Space& a, const Chunk& chunk, int64_t head, float* of_D) const {
+    // A tile of the gradient of x, from that of delta x, at positions from j of a chunk and channels from c on.
+    template <typename Tile>
+    inline __attribute__((always_inline)) void write_x(Tile& sum, int64_t j, int64_t c, const Space& a, int64_t row,
+                                                       int64_t head) const {
+        const int64_t P = s.head_dim, Pp = s.padded_head();
+        for_each_sum(sum, j, c, [&](vfloat value, int64_t r, int64_t p) STATESCAN_INLINE {
+            const int n = left_of(P, p);
+            value *= a.steps.delta[r];
+            if (D) value += load(a.g + r * Pp + p) * (s.D_per_channel ? load_some(D + head * P + p, n) : splat(D[head]));
+            store_some(grad_x + ((row + r) * s.heads + head) * P + p, value, n);
+        });
+    }
+
+    void sum_D(const Space& a, int64_t q, float* of_D) const {
         const int64_t P = s.head_dim, Pp = s.padded_head();
         for (int64_t c = 0; c < P; c += kLanes) {
-            const int n = left_of(P, c);
-            const vfloat skip = !D ? vfloat{} : s.D_per_channel ? load_some(D + head * P + c, n) : splat(D[head]);
             vfloat sum{};
-            for (int64_t j = 0; j < chunk.size; ++j) {
-                const vfloat g = load(a.g + j * Pp + c);
-                vfloat dx = load(a.v + j * Pp + c) * a.steps.delta[j];
-                if (D) {
-                    dx += g * skip;
-                    sum += g * load(a.xf + j * Pp + c);
-                }
-                store_some(grad_x + ((chunk.row + j) * s.heads + head) * P + c, dx, n);
-            }
-            if (D) store_some(of_D + c, load_some(of_D + c, n) + sum, n);
+            for (int64_t j = 0; j < q; ++j) sum += load(a.g + j * Pp + c) * load(a.xf + j * Pp + c);
+            store_some(of_D + c, load_some(of_D + c, left_of(P, c)) + sum, left_of(P, c));
         }
     }
 };

@@ -80,6 +80,11 @@ def _empty(x: Tensor, B: Tensor) -> bool:
     return x.numel() == 0 or B.shape[3] == 0
 
 
+def _sum(parts: Tensor) -> Tensor:
+    """The sum over the first dimension, without a copy where there is but one."""
+    return parts[0] if len(parts) == 1 else parts.sum(0)
+
+
 def _succeed(code: int) -> None:
     if code:
         raise MemoryError("ssd: no memory for the kernel's scratch")
@@ -151,8 +156,8 @@ def backward(
             parts,
         )
         _succeed(code)
-        grad_D = None if of_heads is None else of_heads.sum(0)
-        grads = [grad_x, grad_delta, grad_A.sum(0), *(s.sum(0) for s in sums)]
+        grad_D = None if of_heads is None else _sum(of_heads)
+        grads = [grad_x, grad_delta, _sum(grad_A), *map(_sum, sums)]
     if D is not None:
         grad_D = torch.zeros(heads, head_dim) if grad_D is None else grad_D
         grad_D = grad_D if D.ndim == 2 else grad_D.sum(1)

@@ -141,7 +141,10 @@ def _steps(delta: Tensor, bias: Tensor | None, softplus: bool, limit: tuple[floa
         delta = delta + bias.to(delta.dtype)
     if softplus:
         delta = F.softplus(delta)
-    return delta if limit == (0.0, _INFINITY) and softplus else delta.clamp(*limit)
+    low, high = limit
+    if high < _INFINITY:
+        return delta.clamp(low, high)
+    return delta if low == 0.0 and softplus else delta.clamp(low)  # one bound costs half of what two do
 
 
 def _prepare(

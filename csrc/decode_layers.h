@@ -91,6 +91,35 @@ inline Activations normed_rows(const Worker& w, const Layer& l) {
     return w.prepare(l.in, r.normed, r.dim_stride);
 }
 
+constexpr int64_t kScanRows = 16;  // positions at a time for all channels, so that rows are read along
+
+// What `convolve` does with so many taps, each of whose inputs is loaded once.
+template <int taps>
+inline void convolve_taps(const float* weight, const float* bias, float* past, int64_t channels, Range range, const float* x,
+                          int64_t ldx, float* y, int64_t ldy, int64_t length, bool activate) {
+    for (int64_t begin = 0; begin < length; begin += kScanRows)
+        for (int64_t c = range.begin; c < range.end; c += kLanes) {
+            const int some = int(std::min<int64_t>(kLanes, range.end - c));
+            const int64_t end = std::min(begin + kScanRows, length);
+            vfloat weights[taps], inputs[taps];
+            for (int k = 0; k < taps; ++k) weights[k] = load_some(weight + k * channels + c, some);
+            for (int k = 1; k < taps; ++k) {
+                const int64_t at = begin + k - taps;
+                inputs[k] = load_some((at < 0 ? past + (at + taps - 1) * channels : x + at * ldx) + c, some);
+            }
+            const vfloat start = bias ? load_some(bias + c, some) : vfloat{};
+            for (int64_t t = begin; t < end; ++t) {
+                for (int k = 1; k < taps; ++k) inputs[k - 1] = inputs[k];
+                inputs[taps - 1] = load_some(x + t * ldx + c, some);
+                vfloat sum = start;
+                for (int k = 0; k < taps; ++k) sum += weights[k] * inputs[k];
+                store_some(y + t * ldy + c, activate ? silu(sum) : sum, some);
+            }
+            if (end == length)
+                for (int k = 1; k < taps; ++k) store_some(past + (k - 1) * channels + c, inputs[k], some);
+        }
+}
+
 // y = (silu of) the causal convolution of x over positions, for channels of `range`; leaves the last inputs in `state`.
 inline void convolve(const Rows& r, const float* weight, const float* bias, float* state, int64_t taps, int64_t channels,
                      Range range, const float* x, int64_t ldx, float* y, int64_t ldy, bool activate) {
@@ -99,6 +128,10 @@ inline void convolve(const Rows& r, const float* weight, const float* bias, floa
         float* past = state + sequence * kept * channels;
         const float* in = x + sequence * r.length * ldx;
         float* out = y + sequence * r.length * ldy;
+        if (taps == 4) {  // of nearly every model
+            convolve_taps<4>(weight, bias, past, channels, range, in, ldx, out, ldy, r.length, activate);
+            continue;
+        }
         for (int64_t t = 0; t < r.length; ++t)
             for (int64_t c = range.begin; c < range.end; c += kLanes) {
                 const int some = int(std::min<int64_t>(kLanes, range.end - c));
@@ -121,12 +154,12 @@ inline void convolve(const Rows& r, const float* weight, const float* bias, floa
 // ---- Mamba: in, gate (rows of z), conv, select (delta, B, C), delta, A times log2(e) and the state laid out
 // [channels / 16][state_dim][16], D, delta_bias, out ------------------------------------------------------------
 
-constexpr int64_t kScanRows = 16;
+constexpr int64_t kStatesAhead = 64;  // lines, which a row of steps gives the memory time for
 
 // Rows [begin, end) of one sequence, whose steps are in r.c; y in place of x.
 template <int fixed>
 inline void scan_states(const Worker& w, const Layer& l, float* state, Range channels, int64_t begin, int64_t end,
-                        const float* selected, int64_t ld_selected, Upcoming& next) {
+                        const float* selected, int64_t ld_selected, Upcoming& states, Upcoming& next) {
     const Rows& r = w.rows;
     const int64_t N = fixed ? fixed : l.state_dim;
     for (int64_t c = channels.begin; c < channels.end; c += kLanes) {
@@ -135,6 +168,7 @@ inline void scan_states(const Worker& w, const Layer& l, float* state, Range cha
         float* h = state + at;
         const vfloat D = load(l.D + c);
         vfloat held[fixed ? fixed : 1];
+        states.fetch(N * kBlock * 4 / kLine);
         next.fetch(kBlock);  // as many lines as the memory gives meanwhile
         if (fixed)
             for (int n = 0; n < fixed; ++n) held[n] = load(h + n * kBlock);
@@ -157,8 +191,7 @@ inline void scan_states(const Worker& w, const Layer& l, float* state, Range cha
     }
 }
 
-// A few positions at a time for all channels, so that rows are read along; and steps and gates by themselves, since the
-// states of one position keep the processor from seeing the next one's.
+// Steps and gates by themselves, since the states of one position keep the processor from seeing the next one's.
 inline void selective_scan(const Worker& w, const Layer& l, float* states, Range channels, const float* selected,
                            int64_t ld_selected) {
     const Rows& r = w.rows;
@@ -167,13 +200,16 @@ inline void selective_scan(const Worker& w, const Layer& l, float* states, Range
     Upcoming next = w.upcoming(l.out);
     for (int64_t begin = 0; begin < r.count();) {
         const int64_t sequence = begin / r.length, end = std::min(begin + kScanRows, (sequence + 1) * r.length);
+        float* state = states + sequence * rounded * l.state_dim;
+        Upcoming soon = {reinterpret_cast<const uint8_t*>(state + channels.begin * l.state_dim),
+                         reinterpret_cast<const uint8_t*>(state + channels.end * l.state_dim)};
+        soon.fetch(kStatesAhead);
         for (int64_t m = begin; m < end; ++m)
             for (int64_t c = channels.begin; c < channels.end; c += kLanes) {
                 float* step = r.c + m * r.wide + c;
                 store(step, softplus(load(step) + load(l.delta_bias + c)));
             }
-        float* state = states + sequence * rounded * l.state_dim;
-        (sixteen ? scan_states<16> : scan_states<0>)(w, l, state, channels, begin, end, selected, ld_selected, next);
+        (sixteen ? scan_states<16> : scan_states<0>)(w, l, state, channels, begin, end, selected, ld_selected, soon, next);
         for (int64_t m = begin; m < end; ++m)
             for (int64_t c = channels.begin; c < channels.end; c += kLanes) {
                 float* y = r.b + m * r.wide + c;

@@ -10,12 +10,12 @@ constexpr int64_t kOddLine = 16;  // floats in a cache line; kUnit is an even nu
 
 // Sizes of the workspace, which Python allocates once, zeroed.
 struct Sizes {
-    int64_t rows, dim, wide, partial, widest, scores;
+    int64_t rows, dim, wide, partial, widest, halves, scores;
     int threads;
 };
 
 Sizes measure(const Plan& plan, int64_t rows, int64_t scores, int threads) {
-    Sizes z{rows, round_up(plan.dim, kUnit), kUnit, kBlock, round_up(plan.dim, kUnit), scores, threads};
+    Sizes z{rows, round_up(plan.dim, kUnit), kUnit, kBlock, round_up(plan.dim, kUnit), 0, scores, threads};
     for (int64_t i = 0; i < plan.depth; ++i) {
         const Layer& l = plan.layers[i];
         for (const Matrix* w : {&l.in, &l.gate, &l.select, &l.delta, &l.out}) {
@@ -31,6 +31,7 @@ Sizes measure(const Plan& plan, int64_t rows, int64_t scores, int threads) {
     // Rows that lie a power of two apart would all fall into the same few places of the cache.
     z.dim += kOddLine;
     z.wide += kOddLine;
+    z.halves = rows > 1 ? z.widest + 2 * kOddLine : 0;
     return z;
 }
 
@@ -57,6 +58,8 @@ Rows take_rows(Pieces& from, const Sizes& z) {
     r.b = from.take<float>(z.rows * z.wide);
     r.c = from.take<float>(z.rows * z.wide);
     r.partial = from.take<float>((z.threads + 1) * z.rows * z.partial);
+    r.ld_halves = z.halves;
+    r.halves = from.take<uint16_t>(z.rows * z.halves);
     return r;
 }
 
@@ -69,7 +72,8 @@ Scratch take_scratch(Pieces& from, const Sizes& z) {
     s.high_sums = from.take<int32_t>(z.rows * (z.widest / 32));
     s.low_sums = from.take<int32_t>(z.rows * (z.widest / 32));
     s.scales = from.take<float>(z.rows);
-    s.half = from.take<uint16_t>(z.rows > 1 ? z.rows * z.widest : 0);
+    s.ld_half = z.halves;
+    s.half = from.take<uint16_t>(z.rows * z.halves);
     s.panel = from.take<float>(z.rows > 1 ? kTileBlocks * kBlock * z.widest : 0);
     s.scores = from.take<float>(z.scores + kLanes);
     return s;

@@ -8,7 +8,8 @@ namespace STATESCAN_LEVEL {
 // Where a layer's rows live, (rows, width) each; and the batch they stand for.
 struct Rows {
     float *residual, *normed, *a, *b, *c, *partial;
-    int64_t dim_stride, wide, partial_width;
+    uint16_t* halves;  // what all threads multiply next, in bfloat16
+    int64_t dim_stride, wide, partial_width, ld_halves;
     int64_t sequences, length;
     int64_t count() const { return sequences * length; }
 };
@@ -28,6 +29,18 @@ struct Worker {
     Activations prepare(const Matrix& w, const float* x, int64_t ldx) const {
         return prepare(w, x, ldx, {0, w.columns});
     }
+    // The same, shared out: each thread makes a part ready, and all take the whole once they have met.
+    void prepare_part(const Matrix& w, const float* x, int64_t ldx, Range of_rows, Range columns) const {
+        if (takes_halves(w, rows.count(), plan.dot_bfloat16 != 0))
+            for (int64_t m = of_rows.begin; m < of_rows.end; ++m)
+                to_halves(x + m * ldx + columns.begin, columns.end - columns.begin,
+                          rows.halves + m * rows.ld_halves + columns.begin);
+    }
+    Activations prepared(const Matrix& w, const float* x, int64_t ldx) const {
+        if (takes_halves(w, rows.count(), plan.dot_bfloat16 != 0))
+            return {x, ldx, rows.count(), {0, w.columns}, rows.halves, rows.ld_halves};
+        return prepare(w, x, ldx);
+    }
     // The thread's share of a product's outputs.
     void multiply(const Matrix& w, const Activations& x, Target to) const {
         product(w, x, share(blocks_of(w), 1, thread, threads), to, scratch);
@@ -44,8 +57,8 @@ struct Worker {
         return {first, first + std::min(bytes, kUpcomingBytes)};
     }
     // The end of a layer: what its last product adds, while the next layer's first is asked for.
-    void add_to_residual(const Layer& l, const float* x, int64_t ldx) const {
-        multiply(l.out, prepare(l.out, x, ldx), {rows.residual, rows.dim_stride, true});
+    void add_to_residual(const Layer& l, const Activations& x) const {
+        multiply(l.out, x, {rows.residual, rows.dim_stride, true});
         const Layer* next = &l + 1;
         team.wait(upcoming(next < plan.layers + plan.depth ? next->in : plan.head));
     }
@@ -87,8 +100,9 @@ inline Activations normed_rows(const Worker& w, const Layer& l) {
     const Range mine = share(r.count(), 1, w.thread, w.threads);
     for (int64_t m = mine.begin; m < mine.end; ++m)
         normalise(norm, r.residual + m * r.dim_stride, r.normed + m * r.dim_stride, w.plan.dim);
+    w.prepare_part(l.in, r.normed, r.dim_stride, mine, {0, l.in.columns});
     w.team.wait();
-    return w.prepare(l.in, r.normed, r.dim_stride);
+    return w.prepared(l.in, r.normed, r.dim_stride);
 }
 
 constexpr int64_t kScanRows = 16;  // positions at a time for all channels, so that rows are read along
@@ -251,8 +265,9 @@ inline void run_mamba(const Worker& w, const Layer& l, const LayerState& s) {
     if (count > 1) w.team.wait();
     w.multiply_channels(l.delta, w.prepare(l.delta, selected, width), mine, {r.c, r.wide, false});
     selective_scan(w, l, s.ssm, whole, selected, width);
+    w.prepare_part(l.out, r.b, r.wide, {0, count}, mine);
     w.team.wait();
-    w.add_to_residual(l, r.b, r.wide);
+    w.add_to_residual(l, w.prepared(l.out, r.b, r.wide));
 }
 
 // ---- Mamba-2: in (gate of the MLP, MLP, z, x B C, delta), conv over x B C, A, D a channel, delta_bias; inner_dim
@@ -339,14 +354,15 @@ inline void run_mamba2(const Worker& w, const Layer& l, const LayerState& s) {
     w.team.wait();
     if (count == 1) {
         finish_dual(l, r.a, r.c, w.scratch.row);
-        w.add_to_residual(l, w.scratch.row, 0);
+        w.add_to_residual(l, w.prepare(l.out, w.scratch.row, 0));
         return;
     }
     const Range mine = share(count, 1, w.thread, w.threads);
     for (int64_t m = mine.begin; m < mine.end; ++m)
         finish_dual(l, r.a + m * r.wide, r.c + m * r.wide, r.b + m * r.wide);
+    w.prepare_part(l.out, r.b, r.wide, mine, {0, l.out.columns});
     w.team.wait();
-    w.add_to_residual(l, r.b, r.wide);
+    w.add_to_residual(l, w.prepared(l.out, r.b, r.wide));
 }
 
 // ---- attention: in (queries, keys, values, and value and gate of an MLP of mlp_dim), conv without activation or none
@@ -441,7 +457,7 @@ inline void run_attention(const Worker& w, const Layer& l, const LayerState& s) 
         }
     }
     w.team.wait();
-    w.add_to_residual(l, r.c, r.wide);
+    w.add_to_residual(l, w.prepare(l.out, r.c, r.wide));
 }
 
 // ---- gated MLP: in (values), gate, out ----------------------------------------------------------------------------
@@ -457,8 +473,9 @@ inline void run_mlp(const Worker& w, const Layer& l) {
             float* value = r.a + m * r.wide + c;
             store(value, load(value) * silu(load(r.b + m * r.wide + c)));
         }
+    w.prepare_part(l.out, r.a, r.wide, {0, r.count()}, mine);
     w.team.wait();
-    w.add_to_residual(l, r.a, r.wide);
+    w.add_to_residual(l, w.prepared(l.out, r.a, r.wide));
 }
 
 }  // namespace STATESCAN_LEVEL

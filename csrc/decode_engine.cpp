@@ -59,7 +59,8 @@ Rows take_rows(Pieces& from, const Sizes& z) {
     r.c = from.take<float>(z.rows * z.wide);
     r.partial = from.take<float>((z.threads + 1) * z.rows * z.partial);
     r.ld_halves = z.halves;
-    r.halves = from.take<uint16_t>(z.rows * z.halves);
+    r.normed_halves = from.take<uint16_t>(z.rows * z.halves);
+    r.made_halves = from.take<uint16_t>(z.rows * z.halves);
     return r;
 }
 

@@ -8,7 +8,7 @@ namespace STATESCAN_LEVEL {
 // Where a layer's rows live, (rows, width) each; and the batch they stand for.
 struct Rows {
     float *residual, *normed, *a, *b, *c, *partial;
-    uint16_t* halves;  // what all threads multiply next, in bfloat16
+    uint16_t *normed_halves, *made_halves;  // what all threads multiply, first and last in a layer, in bfloat16
     int64_t dim_stride, wide, partial_width, ld_halves;
     int64_t sequences, length;
     int64_t count() const { return sequences * length; }
@@ -30,15 +30,15 @@ struct Worker {
         return prepare(w, x, ldx, {0, w.columns});
     }
     // The same, shared out: each thread makes a part ready, and all take the whole once they have met.
-    void prepare_part(const Matrix& w, const float* x, int64_t ldx, Range of_rows, Range columns) const {
+    void prepare_part(const Matrix& w, const float* x, int64_t ldx, uint16_t* halves, Range of_rows, Range columns) const {
         if (takes_halves(w, rows.count(), plan.dot_bfloat16 != 0))
             for (int64_t m = of_rows.begin; m < of_rows.end; ++m)
                 to_halves(x + m * ldx + columns.begin, columns.end - columns.begin,
-                          rows.halves + m * rows.ld_halves + columns.begin);
+                          halves + m * rows.ld_halves + columns.begin);
     }
-    Activations prepared(const Matrix& w, const float* x, int64_t ldx) const {
+    Activations prepared(const Matrix& w, const float* x, int64_t ldx, const uint16_t* halves) const {
         if (takes_halves(w, rows.count(), plan.dot_bfloat16 != 0))
-            return {x, ldx, rows.count(), {0, w.columns}, rows.halves, rows.ld_halves};
+            return {x, ldx, rows.count(), {0, w.columns}, halves, rows.ld_halves};
         return prepare(w, x, ldx);
     }
     // The thread's share of a product's outputs.
@@ -100,9 +100,9 @@ inline Activations normed_rows(const Worker& w, const Layer& l) {
     const Range mine = share(r.count(), 1, w.thread, w.threads);
     for (int64_t m = mine.begin; m < mine.end; ++m)
         normalise(norm, r.residual + m * r.dim_stride, r.normed + m * r.dim_stride, w.plan.dim);
-    w.prepare_part(l.in, r.normed, r.dim_stride, mine, {0, l.in.columns});
+    w.prepare_part(l.in, r.normed, r.dim_stride, r.normed_halves, mine, {0, l.in.columns});
     w.team.wait();
-    return w.prepared(l.in, r.normed, r.dim_stride);
+    return w.prepared(l.in, r.normed, r.dim_stride, r.normed_halves);
 }
 
 constexpr int64_t kScanRows = 16;  // positions at a time for all channels, so that rows are read along
@@ -265,9 +265,9 @@ inline void run_mamba(const Worker& w, const Layer& l, const LayerState& s) {
     if (count > 1) w.team.wait();
     w.multiply_channels(l.delta, w.prepare(l.delta, selected, width), mine, {r.c, r.wide, false});
     selective_scan(w, l, s.ssm, whole, selected, width);
-    w.prepare_part(l.out, r.b, r.wide, {0, count}, mine);
+    w.prepare_part(l.out, r.b, r.wide, r.made_halves, {0, count}, mine);
     w.team.wait();
-    w.add_to_residual(l, w.prepared(l.out, r.b, r.wide));
+    w.add_to_residual(l, w.prepared(l.out, r.b, r.wide, r.made_halves));
 }
 
 // ---- Mamba-2: in (gate of the MLP, MLP, z, x B C, delta), conv over x B C, A, D a channel, delta_bias; inner_dim
@@ -360,9 +360,9 @@ inline void run_mamba2(const Worker& w, const Layer& l, const LayerState& s) {
     const Range mine = share(count, 1, w.thread, w.threads);
     for (int64_t m = mine.begin; m < mine.end; ++m)
         finish_dual(l, r.a + m * r.wide, r.c + m * r.wide, r.b + m * r.wide);
-    w.prepare_part(l.out, r.b, r.wide, mine, {0, l.out.columns});
+    w.prepare_part(l.out, r.b, r.wide, r.made_halves, mine, {0, l.out.columns});
     w.team.wait();
-    w.add_to_residual(l, w.prepared(l.out, r.b, r.wide));
+    w.add_to_residual(l, w.prepared(l.out, r.b, r.wide, r.made_halves));
 }
 
 // ---- attention: in (queries, keys, values, and value and gate of an MLP of mlp_dim), conv without activation or none
@@ -473,9 +473,9 @@ inline void run_mlp(const Worker& w, const Layer& l) {
             float* value = r.a + m * r.wide + c;
             store(value, load(value) * silu(load(r.b + m * r.wide + c)));
         }
-    w.prepare_part(l.out, r.a, r.wide, {0, r.count()}, mine);
+    w.prepare_part(l.out, r.a, r.wide, r.made_halves, {0, r.count()}, mine);
     w.team.wait();
-    w.add_to_residual(l, w.prepared(l.out, r.a, r.wide));
+    w.add_to_residual(l, w.prepared(l.out, r.a, r.wide, r.made_halves));
 }
 
 }  // namespace STATESCAN_LEVEL

@@ -26,6 +26,7 @@ from statescan.layers import Attention, AttentionState, Mamba, State
 # Rows of activations at a time: memory does not grow with a prompt, and what a layer makes of them stays in the cache.
 _ROWS, _MOST_ROWS = 128, 512
 _POSITIONS = 16  # of each of many sequences, for which states are fetched once
+_PIECE = 64  # rows of a long prompt that a thread takes by itself
 _ENTRIES = 256  # of an attention cache, to begin with
 _LARGE = 8 << 20  # bytes of state
 
@@ -163,11 +164,12 @@ class CompiledModel:
 
 
 class _Workspace(NamedTuple):
-    """Memory for what the engine makes on the way, of at most so many rows, cached entries and threads."""
+    """Memory for what the engine makes on the way: of so many rows at most, or of so many by each thread `apart`."""
 
     rows: int
     entries: int
     threads: int
+    apart: bool
     memory: Tensor
 
 
@@ -187,7 +189,7 @@ class Session:
             self._move_to_large_pages()
         for layer, tensors in zip(self._layers, self._tensors):  # noqa: B905
             self._point(layer, tensors)
-        self._run = cpu.function("decode_run", "ppplllpplli")
+        self._run = cpu.function("decode_run", "ppplllppllii")
         self._workspace: _Workspace | None = None
 
     # ---- decoding ----------------------------------------------------------------------------------------------
@@ -202,7 +204,8 @@ class Session:
         """Prompts of one length, (batch, length) -> logits of the last positions (batch, last, vocabulary).
 
         Memory does not grow with the length, but for an attention layer's cache: at most `chunk` tokens of a sequence are
-        read at a time, and fewer where 128 rows of activations, or 16 tokens of each of many sequences, are fewer.
+        read at a time, and fewer where 128 rows of activations, or 16 tokens of each of many sequences, are fewer. Of a
+        long prompt each thread takes pieces of 64 by itself, one layer behind the thread with the piece before.
         """
         self._check(tokens, 2)
         length = tokens.shape[1]
@@ -210,6 +213,10 @@ class Session:
             raise ValueError(f"last: from 0 to the {length} positions read, got {last}")
         most = max(_ROWS // self.batch_size, min(_POSITIONS, _MOST_ROWS // self.batch_size))
         columns = max(1, min(chunk // self.batch_size, most))
+        rows = self.batch_size * min(columns, length)
+        apart = self._apart(min(chunk, _MOST_ROWS, length))
+        if apart:
+            columns, rows = min(chunk, _MOST_ROWS), _PIECE
         spare = self.compiled._spare
         try:
             workspace = spare.pop()
@@ -218,7 +225,7 @@ class Session:
         parts = []
         for start in range(0, length, columns):
             stop = min(start + columns, length)
-            workspace = self._sized(workspace, self.batch_size * min(columns, length), stop - start)
+            workspace = self._sized(workspace, rows, stop - start, apart)
             parts.append(
                 self._advance(tokens[:, start:stop], max(0, min(stop - start, last - (length - stop))), workspace)
             )
@@ -244,6 +251,7 @@ class Session:
             workspace.rows,
             workspace.entries,
             workspace.threads,
+            workspace.apart,
         )
         if failed:
             raise RuntimeError("the native engine refused a call; this is a mistake in statescan, please report it")
@@ -255,16 +263,22 @@ class Session:
         if tokens.shape[0] != self.batch_size:
             raise ValueError(f"tokens: the session has {self.batch_size} sequences, got {tokens.shape[0]}")
 
-    def _sized(self, workspace: _Workspace | None, rows: int, more: int) -> _Workspace:
+    def _apart(self, length: int) -> bool:
+        """Whether threads that follow each other through a prompt lose less than a sixteenth at its beginning and end."""
+        threads, pieces = cpu.threads(), -(-length // _PIECE)
+        lost = 16 * threads * (threads - 1)
+        return self.batch_size == 1 and pieces > 1 and lost <= pieces * len(self.compiled.plan.layers)
+
+    def _sized(self, workspace: _Workspace | None, rows: int, more: int, apart: bool = False) -> _Workspace:
         """Room for `more` entries in the caches, and a workspace for so many rows."""
         entries = self._grow(self._cached + more)
         threads = cpu.threads()
-        if workspace and workspace.threads == threads and workspace.rows >= rows and workspace.entries >= entries:
+        if workspace and workspace[2:4] == (threads, apart) and workspace.rows >= rows and workspace.entries >= entries:
             return workspace
         size = ctypes.c_int64()
-        measure = cpu.function("decode_workspace", "pllip")
-        measure(self.compiled.plan.address, rows, entries, threads, ctypes.addressof(size))
-        return _Workspace(rows, entries, threads, Arena().take(size.value))  # fresh memory is zero
+        measure = cpu.function("decode_workspace", "plliip")
+        measure(self.compiled.plan.address, rows, entries, threads, apart, ctypes.addressof(size))
+        return _Workspace(rows, entries, threads, apart, Arena().take(size.value))  # fresh memory is zero
 
     @property
     def nbytes(self) -> int:

@@ -8,7 +8,8 @@ namespace STATESCAN_LEVEL {
 // Where a layer's rows live, (rows, width) each; and the batch they stand for.
 struct Rows {
     float *residual, *normed, *a, *b, *c, *partial;
-    int64_t dim_stride, wide, partial_width;
+    uint16_t *normed_halves, *made_halves;  // what all threads multiply, first and last in a layer, in bfloat16
+    int64_t dim_stride, wide, partial_width, ld_halves;
     int64_t sequences, length;
     int64_t count() const { return sequences * length; }
 };
@@ -28,6 +29,18 @@ struct Worker {
     Activations prepare(const Matrix& w, const float* x, int64_t ldx) const {
         return prepare(w, x, ldx, {0, w.columns});
     }
+    // The same, shared out: each thread makes a part ready, and all take the whole once they have met.
+    void prepare_part(const Matrix& w, const float* x, int64_t ldx, uint16_t* halves, Range of_rows, Range columns) const {
+        if (takes_halves(w, rows.count(), plan.dot_bfloat16 != 0))
+            for (int64_t m = of_rows.begin; m < of_rows.end; ++m)
+                to_halves(x + m * ldx + columns.begin, columns.end - columns.begin,
+                          halves + m * rows.ld_halves + columns.begin);
+    }
+    Activations prepared(const Matrix& w, const float* x, int64_t ldx, const uint16_t* halves) const {
+        if (takes_halves(w, rows.count(), plan.dot_bfloat16 != 0))
+            return {x, ldx, rows.count(), {0, w.columns}, halves, rows.ld_halves};
+        return prepare(w, x, ldx);
+    }
     // The thread's share of a product's outputs.
     void multiply(const Matrix& w, const Activations& x, Target to) const {
         product(w, x, share(blocks_of(w), 1, thread, threads), to, scratch);
@@ -44,8 +57,8 @@ struct Worker {
         return {first, first + std::min(bytes, kUpcomingBytes)};
     }
     // The end of a layer: what its last product adds, while the next layer's first is asked for.
-    void add_to_residual(const Layer& l, const float* x, int64_t ldx) const {
-        multiply(l.out, prepare(l.out, x, ldx), {rows.residual, rows.dim_stride, true});
+    void add_to_residual(const Layer& l, const Activations& x) const {
+        multiply(l.out, x, {rows.residual, rows.dim_stride, true});
         const Layer* next = &l + 1;
         team.wait(upcoming(next < plan.layers + plan.depth ? next->in : plan.head));
     }
@@ -87,8 +100,38 @@ inline Activations normed_rows(const Worker& w, const Layer& l) {
     const Range mine = share(r.count(), 1, w.thread, w.threads);
     for (int64_t m = mine.begin; m < mine.end; ++m)
         normalise(norm, r.residual + m * r.dim_stride, r.normed + m * r.dim_stride, w.plan.dim);
+    w.prepare_part(l.in, r.normed, r.dim_stride, r.normed_halves, mine, {0, l.in.columns});
     w.team.wait();
-    return w.prepare(l.in, r.normed, r.dim_stride);
+    return w.prepared(l.in, r.normed, r.dim_stride, r.normed_halves);
+}
+
+constexpr int64_t kScanRows = 16;  // positions at a time for all channels, so that rows are read along
+
+// What `convolve` does with so many taps, each of whose inputs is loaded once.
+template <int taps>
+inline void convolve_taps(const float* weight, const float* bias, float* past, int64_t channels, Range range, const float* x,
+                          int64_t ldx, float* y, int64_t ldy, int64_t length, bool activate) {
+    for (int64_t begin = 0; begin < length; begin += kScanRows)
+        for (int64_t c = range.begin; c < range.end; c += kLanes) {
+            const int some = int(std::min<int64_t>(kLanes, range.end - c));
+            const int64_t end = std::min(begin + kScanRows, length);
+            vfloat weights[taps], inputs[taps];
+            for (int k = 0; k < taps; ++k) weights[k] = load_some(weight + k * channels + c, some);
+            for (int k = 1; k < taps; ++k) {
+                const int64_t at = begin + k - taps;
+                inputs[k] = load_some((at < 0 ? past + (at + taps - 1) * channels : x + at * ldx) + c, some);
+            }
+            const vfloat start = bias ? load_some(bias + c, some) : vfloat{};
+            for (int64_t t = begin; t < end; ++t) {
+                for (int k = 1; k < taps; ++k) inputs[k - 1] = inputs[k];
+                inputs[taps - 1] = load_some(x + t * ldx + c, some);
+                vfloat sum = start;
+                for (int k = 0; k < taps; ++k) sum += weights[k] * inputs[k];
+                store_some(y + t * ldy + c, activate ? silu(sum) : sum, some);
+            }
+            if (end == length)
+                for (int k = 1; k < taps; ++k) store_some(past + (k - 1) * channels + c, inputs[k], some);
+        }
 }
 
 // y = (silu of) the causal convolution of x over positions, for channels of `range`; leaves the last inputs in `state`.
@@ -99,6 +142,10 @@ inline void convolve(const Rows& r, const float* weight, const float* bias, floa
         float* past = state + sequence * kept * channels;
         const float* in = x + sequence * r.length * ldx;
         float* out = y + sequence * r.length * ldy;
+        if (taps == 4) {  // of nearly every model
+            convolve_taps<4>(weight, bias, past, channels, range, in, ldx, out, ldy, r.length, activate);
+            continue;
+        }
         for (int64_t t = 0; t < r.length; ++t)
             for (int64_t c = range.begin; c < range.end; c += kLanes) {
                 const int some = int(std::min<int64_t>(kLanes, range.end - c));
@@ -121,12 +168,12 @@ inline void convolve(const Rows& r, const float* weight, const float* bias, floa
 // ---- Mamba: in, gate (rows of z), conv, select (delta, B, C), delta, A times log2(e) and the state laid out
 // [channels / 16][state_dim][16], D, delta_bias, out ------------------------------------------------------------
 
-constexpr int64_t kScanRows = 16;
+constexpr int64_t kStatesAhead = 64;  // lines, which a row of steps gives the memory time for
 
 // Rows [begin, end) of one sequence, whose steps are in r.c; y in place of x.
 template <int fixed>
 inline void scan_states(const Worker& w, const Layer& l, float* state, Range channels, int64_t begin, int64_t end,
-                        const float* selected, int64_t ld_selected, Upcoming& next) {
+                        const float* selected, int64_t ld_selected, Upcoming& states, Upcoming& next) {
     const Rows& r = w.rows;
     const int64_t N = fixed ? fixed : l.state_dim;
     for (int64_t c = channels.begin; c < channels.end; c += kLanes) {
@@ -135,6 +182,7 @@ inline void scan_states(const Worker& w, const Layer& l, float* state, Range cha
         float* h = state + at;
         const vfloat D = load(l.D + c);
         vfloat held[fixed ? fixed : 1];
+        states.fetch(N * kBlock * 4 / kLine);
         next.fetch(kBlock);  // as many lines as the memory gives meanwhile
         if (fixed)
             for (int n = 0; n < fixed; ++n) held[n] = load(h + n * kBlock);
@@ -157,8 +205,7 @@ inline void scan_states(const Worker& w, const Layer& l, float* state, Range cha
     }
 }
 
-// A few positions at a time for all channels, so that rows are read along; and steps and gates by themselves, since the
-// states of one position keep the processor from seeing the next one's.
+// Steps and gates by themselves, since the states of one position keep the processor from seeing the next one's.
 inline void selective_scan(const Worker& w, const Layer& l, float* states, Range channels, const float* selected,
                            int64_t ld_selected) {
     const Rows& r = w.rows;
@@ -167,13 +214,16 @@ inline void selective_scan(const Worker& w, const Layer& l, float* states, Range
     Upcoming next = w.upcoming(l.out);
     for (int64_t begin = 0; begin < r.count();) {
         const int64_t sequence = begin / r.length, end = std::min(begin + kScanRows, (sequence + 1) * r.length);
+        float* state = states + sequence * rounded * l.state_dim;
+        Upcoming soon = {reinterpret_cast<const uint8_t*>(state + channels.begin * l.state_dim),
+                         reinterpret_cast<const uint8_t*>(state + channels.end * l.state_dim)};
+        soon.fetch(kStatesAhead);
         for (int64_t m = begin; m < end; ++m)
             for (int64_t c = channels.begin; c < channels.end; c += kLanes) {
                 float* step = r.c + m * r.wide + c;
                 store(step, softplus(load(step) + load(l.delta_bias + c)));
             }
-        float* state = states + sequence * rounded * l.state_dim;
-        (sixteen ? scan_states<16> : scan_states<0>)(w, l, state, channels, begin, end, selected, ld_selected, next);
+        (sixteen ? scan_states<16> : scan_states<0>)(w, l, state, channels, begin, end, selected, ld_selected, soon, next);
         for (int64_t m = begin; m < end; ++m)
             for (int64_t c = channels.begin; c < channels.end; c += kLanes) {
                 float* y = r.b + m * r.wide + c;
@@ -215,8 +265,9 @@ inline void run_mamba(const Worker& w, const Layer& l, const LayerState& s) {
     if (count > 1) w.team.wait();
     w.multiply_channels(l.delta, w.prepare(l.delta, selected, width), mine, {r.c, r.wide, false});
     selective_scan(w, l, s.ssm, whole, selected, width);
+    w.prepare_part(l.out, r.b, r.wide, r.made_halves, {0, count}, mine);
     w.team.wait();
-    w.add_to_residual(l, r.b, r.wide);
+    w.add_to_residual(l, w.prepared(l.out, r.b, r.wide, r.made_halves));
 }
 
 // ---- Mamba-2: in (gate of the MLP, MLP, z, x B C, delta), conv over x B C, A, D a channel, delta_bias; inner_dim
@@ -303,14 +354,15 @@ inline void run_mamba2(const Worker& w, const Layer& l, const LayerState& s) {
     w.team.wait();
     if (count == 1) {
         finish_dual(l, r.a, r.c, w.scratch.row);
-        w.add_to_residual(l, w.scratch.row, 0);
+        w.add_to_residual(l, w.prepare(l.out, w.scratch.row, 0));
         return;
     }
     const Range mine = share(count, 1, w.thread, w.threads);
     for (int64_t m = mine.begin; m < mine.end; ++m)
         finish_dual(l, r.a + m * r.wide, r.c + m * r.wide, r.b + m * r.wide);
+    w.prepare_part(l.out, r.b, r.wide, r.made_halves, mine, {0, l.out.columns});
     w.team.wait();
-    w.add_to_residual(l, r.b, r.wide);
+    w.add_to_residual(l, w.prepared(l.out, r.b, r.wide, r.made_halves));
 }
 
 // ---- attention: in (queries, keys, values, and value and gate of an MLP of mlp_dim), conv without activation or none
@@ -405,7 +457,7 @@ inline void run_attention(const Worker& w, const Layer& l, const LayerState& s) 
         }
     }
     w.team.wait();
-    w.add_to_residual(l, r.c, r.wide);
+    w.add_to_residual(l, w.prepare(l.out, r.c, r.wide));
 }
 
 // ---- gated MLP: in (values), gate, out ----------------------------------------------------------------------------
@@ -421,8 +473,9 @@ inline void run_mlp(const Worker& w, const Layer& l) {
             float* value = r.a + m * r.wide + c;
             store(value, load(value) * silu(load(r.b + m * r.wide + c)));
         }
+    w.prepare_part(l.out, r.a, r.wide, r.made_halves, {0, r.count()}, mine);
     w.team.wait();
-    w.add_to_residual(l, r.a, r.wide);
+    w.add_to_residual(l, w.prepared(l.out, r.a, r.wide, r.made_halves));
 }
 
 }  // namespace STATESCAN_LEVEL

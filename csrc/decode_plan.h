@@ -90,8 +90,21 @@ struct Upcoming {
 };
 constexpr int64_t kLinesMeanwhile = 64;  // while threads meet
 
-// Threads that go through phases together. They spin, since phases are microseconds apart, but not for long: a
-// thread that has lost its core would otherwise hold up the others' time slices too.
+// Spins, since what others do takes microseconds, but not for long: a thread that has lost its core would otherwise hold
+// up the others' time slices too.
+template <typename Condition>
+inline void wait_until(const Condition& condition) {
+    for (int spins = 0; !condition(); ++spins) {
+        if (spins >= 20000) std::this_thread::yield();
+#if defined(__x86_64__)
+        else __builtin_ia32_pause();
+#elif defined(__aarch64__)
+        else asm volatile("yield");
+#endif
+    }
+}
+
+// Threads that go through phases together.
 class Team {
 public:
     explicit Team(int size) : size_(size) {}
@@ -104,20 +117,10 @@ public:
         }
         next.fetch(kLinesMeanwhile);
         if (last) return;
-        for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
-            if (spins < 20000) pause();
-            else std::this_thread::yield();
-        }
+        wait_until([&] { return round_.load(std::memory_order_acquire) != round; });
     }
 
 private:
-    static void pause() {
-#if defined(__x86_64__)
-        __builtin_ia32_pause();
-#elif defined(__aarch64__)
-        asm volatile("yield");
-#endif
-    }
     alignas(64) std::atomic<int> arrived_{0};
     alignas(64) std::atomic<int> round_{0};
     alignas(64) int size_;

@@ -23,9 +23,10 @@ struct Ahead {
     }
 };
 
-template <int NB, int MR>
+// A tile gives each of its sums, of row m of activations and block b, to `put`.
+template <int NB, int MR, typename Put>
 inline void tile_float32(const float* w, int64_t stride, const float* x, int64_t ldx, int64_t depth, Ahead ahead,
-                         Block* out) {
+                         const Put& put) {
     vfloat sums[MR][NB][kPartsOfBlock] = {};
     // Few addresses, which the processor's own arithmetic takes from row to row.
     const float* upper = x + MR / 2 * ldx;
@@ -41,15 +42,20 @@ inline void tile_float32(const float* w, int64_t stride, const float* x, int64_t
                 for (int p = 0; p < kPartsOfBlock; ++p) sums[m][b][p] += weights[b][p] * value;
         }
     }
+#pragma GCC unroll 8
     for (int m = 0; m < MR; ++m)
-        for (int b = 0; b < NB; ++b)
-            for (int p = 0; p < kPartsOfBlock; ++p) out[m * NB + b].part[p] = sums[m][b][p];
+#pragma GCC unroll 8
+        for (int b = 0; b < NB; ++b) {
+            Block sum;
+            for (int p = 0; p < kPartsOfBlock; ++p) sum.part[p] = sums[m][b][p];
+            put(m, b, sum);
+        }
 }
 
 #if defined(STATESCAN_BF16)
-template <int NB, int MR>
+template <int NB, int MR, typename Put>
 STATESCAN_BF16 inline void tile_bfloat16(const uint16_t* w, int64_t stride, const uint16_t* x, int64_t ldx,
-                                         int64_t depth, Ahead ahead, Block* out) {
+                                         int64_t depth, Ahead ahead, const Put& put) {
     __m512 sums[MR][NB];
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m)
@@ -72,13 +78,14 @@ STATESCAN_BF16 inline void tile_bfloat16(const uint16_t* w, int64_t stride, cons
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 8
-        for (int b = 0; b < NB; ++b) out[m * NB + b].part[0] = (vfloat)sums[m][b];
+        for (int b = 0; b < NB; ++b) put(m, b, Block{{(vfloat)sums[m][b]}});
 }
 #endif
 
 #if defined(STATESCAN_VNNI)
-template <int NB, int MR>
-STATESCAN_VNNI inline void tile_int8(const uint8_t* w, int64_t stride, const Scratch& s, int64_t m, Range depth, Block* out) {
+template <int NB, int MR, typename Put>
+STATESCAN_VNNI inline void tile_int8(const uint8_t* w, int64_t stride, const Scratch& s, int64_t m, Range depth,
+                                     const Put& put) {
     __m512i high[MR][NB], low[MR][NB];
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i)
@@ -111,14 +118,14 @@ STATESCAN_VNNI inline void tile_int8(const uint8_t* w, int64_t stride, const Scr
         for (int b = 0; b < NB; ++b) {
             const vfloat first = to_vfloat((vint)high[i][b] - 128 * high_sum);
             const vfloat second = to_vfloat((vint)low[i][b] - 128 * low_sum);
-            out[i * NB + b].part[0] = (first * 256.0f + second) * s.scales[m + i];
+            put(i, b, Block{{(first * 256.0f + second) * s.scales[m + i]}});
         }
     }
 }
 
-template <int NB, int MR>
+template <int NB, int MR, typename Put>
 STATESCAN_VNNI inline void tile_int4(const uint8_t* w, int64_t stride, const Scratch& s, int64_t m, Range depth,
-                                     int64_t group, Block* out) {
+                                     int64_t group, const Put& put) {
     const int64_t bytes = 2 * kBlock + group * kBlock / 2;
     const __m512i nibble = _mm512_set1_epi8(15);
     vfloat sums[MR][NB] = {};
@@ -160,7 +167,7 @@ STATESCAN_VNNI inline void tile_int4(const uint8_t* w, int64_t stride, const Scr
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 8
-        for (int b = 0; b < NB; ++b) out[i * NB + b].part[0] = sums[i][b] * s.scales[m + i];
+        for (int b = 0; b < NB; ++b) put(i, b, Block{{sums[i][b] * s.scales[m + i]}});
 }
 #endif
 
@@ -210,25 +217,28 @@ inline void put(const Matrix& w, int64_t block, bool first, const Block& value, 
 struct Activations {
     const float* x;
     int64_t ldx, rows;
-    Range depth;  // begins at a multiple of kUnit
-    bool halves;  // in `Scratch::half`, bfloat16 for bfloat16 weights
+    Range depth;            // begins at a multiple of kUnit
+    const uint16_t* halves;  // the same in bfloat16 from depth.begin on, or null
+    int64_t ld_halves;
 };
 
-inline int64_t half_stride(const Activations& a) { return round_up(a.depth.end - a.depth.begin, kLanes); }
+// Whether so many rows of activations meet a matrix as bfloat16.
+inline bool takes_halves(const Matrix& w, int64_t rows, bool dot_bfloat16) {
+    return dot_bfloat16 && w.format == kWeightsBFloat16 && rows > 1 && has_bf16();
+}
 
 inline Activations prepare(const Matrix& w, const float* x, int64_t ldx, int64_t rows, Range depth, const Scratch& s,
                            bool dot_bfloat16) {
-    const Activations a{x, ldx, rows, depth, dot_bfloat16 && w.format == kWeightsBFloat16 && rows > 1 && has_bf16()};
+    const bool halves = takes_halves(w, rows, dot_bfloat16);
+    const Activations a{x, ldx, rows, depth, halves ? s.half : nullptr, s.ld_half};
     if ((w.format == kWeightsInt8 || w.format == kWeightsInt4) && has_vnni()) {
         const int64_t group = w.format == kWeightsInt4 ? w.group : kUnit;
         for (int64_t m = 0; m < rows; ++m)
             s.scales[m] = split_activations(x + m * ldx, depth.begin, depth.end, group, s.of_row(m));
     }
-#if defined(STATESCAN_BF16)
-    if (a.halves)
+    if (halves)
         for (int64_t m = 0; m < rows; ++m)
-            to_halves(x + m * ldx + depth.begin, depth.end - depth.begin, s.half + m * half_stride(a));
-#endif
+            to_halves(x + m * ldx + depth.begin, depth.end - depth.begin, s.half + m * s.ld_half);
     return a;
 }
 
@@ -269,12 +279,6 @@ inline void product_of_one(const Matrix& w, const Activations& a, Range blocks, 
     }
 }
 
-template <int NB, int MR>
-inline void put_tile(const Matrix& w, int64_t b, bool first, const Block* out, const Target& to, int64_t m) {
-    for (int i = 0; i < MR; ++i)
-        for (int j = 0; j < NB; ++j) put(w, b + j, first, out[i * NB + j], to, m + i);
-}
-
 // Calls `f` with the number of rows of a tile as a constant.
 template <int MR, typename F>
 inline void with_rows(int64_t rows, const F& f) {
@@ -308,9 +312,8 @@ inline void product_panel(const Matrix& w, int64_t b, int64_t last, const Activa
             constexpr int MR = decltype(size)::value;
             // What is unpacked first comes from memory then.
             const Ahead ahead = panel == s.panel ? Ahead{w.data, 0} : panel_ahead(w, b, NB, last, steps, a.rows, m);
-            Block out[NB * MR];
-            tile_float32<NB, MR>(panel, stride, a.x + m * a.ldx + a.depth.begin, a.ldx, steps, ahead, out);
-            put_tile<NB, MR>(w, b, a.depth.begin == 0, out, to, m);
+            tile_float32<NB, MR>(panel, stride, a.x + m * a.ldx + a.depth.begin, a.ldx, steps, ahead,
+                                 [&](int i, int j, const Block& sum) { put(w, b + j, a.depth.begin == 0, sum, to, m + i); });
             m += MR;
         });
     }
@@ -319,22 +322,20 @@ inline void product_panel(const Matrix& w, int64_t b, int64_t last, const Activa
 #if defined(STATESCAN_BF16)
 template <int NB, int MR>
 STATESCAN_BF16 inline void bfloat16_tiles(const Matrix& w, int64_t b, int64_t last, const Activations& a,
-                                          int64_t m, const Target& to, const Scratch& s) {
-    const int64_t stride = round_up(w.columns, 2) * kBlock, begin = a.depth.begin * kBlock, ldx = half_stride(a);
+                                          int64_t m, const Target& to) {
+    const int64_t stride = round_up(w.columns, 2) * kBlock, begin = a.depth.begin * kBlock;
     const int64_t depth = round_up(a.depth.end - a.depth.begin, 2);
     const uint16_t* panel = reinterpret_cast<const uint16_t*>(w.data) + b * stride + begin;
     const Ahead ahead = panel_ahead(w, b, NB, last, depth / 2, a.rows, m);
-    Block out[NB * MR];
-    tile_bfloat16<NB, MR>(panel, stride, s.half + m * ldx, ldx, depth, ahead, out);
-    put_tile<NB, MR>(w, b, a.depth.begin == 0, out, to, m);
+    tile_bfloat16<NB, MR>(panel, stride, a.halves + m * a.ld_halves, a.ld_halves, depth, ahead,
+                          [&](int i, int j, const Block& sum) { put(w, b + j, a.depth.begin == 0, sum, to, m + i); });
 }
 
 template <int NB>
-inline void product_panel_bfloat16(const Matrix& w, int64_t b, int64_t last, const Activations& a,
-                                   const Target& to, const Scratch& s) {
+inline void product_panel_bfloat16(const Matrix& w, int64_t b, int64_t last, const Activations& a, const Target& to) {
     for (int64_t m = 0; m < a.rows;) {
         with_rows<kTileRows>(a.rows - m, [&](auto size) {
-            bfloat16_tiles<NB, decltype(size)::value>(w, b, last, a, m, to, s);
+            bfloat16_tiles<NB, decltype(size)::value>(w, b, last, a, m, to);
             m += decltype(size)::value;
         });
     }
@@ -349,15 +350,15 @@ STATESCAN_VNNI inline void quantised_tiles(const Matrix& w, int64_t b, const Scr
                                            const Target& to) {
     const int64_t stride = block_bytes(w);
     const uint8_t* panel = w.data + b * stride;
-    Block out[NB * MR];
     if (w.format == kWeightsInt4) {
-        tile_int4<NB, MR>(panel, stride, s, m, depth, w.group, out);
+        tile_int4<NB, MR>(panel, stride, s, m, depth, w.group,
+                          [&](int i, int j, const Block& sum) { put(w, b + j, depth.begin == 0, sum, to, m + i); });
     } else {
-        tile_int8<NB, MR>(panel, stride, s, m, depth, out);
-        for (int j = 0; j < NB; ++j)
-            for (int i = 0; i < MR; ++i) out[i * NB + j].part[0] *= load(w.scales + (b + j) * kBlock);
+        tile_int8<NB, MR>(panel, stride, s, m, depth, [&](int i, int j, Block sum) {
+            sum.part[0] *= load(w.scales + (b + j) * kBlock);
+            put(w, b + j, depth.begin == 0, sum, to, m + i);
+        });
     }
-    put_tile<NB, MR>(w, b, depth.begin == 0, out, to, m);
 }
 
 template <int NB>
@@ -381,7 +382,7 @@ inline void product_panel_of(const Matrix& w, int64_t b, int64_t last, const Act
         return product_panel_quantised<NB>(w, b, a, to, s);
 #endif
 #if defined(STATESCAN_BF16)
-    if (a.halves) return product_panel_bfloat16<NB>(w, b, last, a, to, s);
+    if (a.halves) return product_panel_bfloat16<NB>(w, b, last, a, to);
 #endif
     product_panel<NB>(w, b, last, a, to, s);
 }

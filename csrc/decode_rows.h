@@ -44,7 +44,8 @@ struct Scratch {
         row.low_sums += m * (widest / 32);
         return row;
     }
-    uint16_t* half;             // (rows, widest): activations in bfloat16
+    uint16_t* half;             // (rows, ld_half): activations in bfloat16
+    int64_t ld_half;
     float* panel;               // (kTileBlocks * 16, widest): weights in float32
     float* scores;              // attention
 };
@@ -246,6 +247,7 @@ STATESCAN_VNNI inline Block dot_int4_vnni(const uint8_t* block, const Scratch& s
     return Block{{sum * scale}};
 }
 #else
+inline void to_halves(const float*, int64_t, uint16_t*) {}
 inline bool has_vnni() { return false; }
 inline bool has_bf16() { return false; }
 #endif

@@ -7,7 +7,7 @@
 #define STATESCAN_LEVELS "baseline"
 #endif
 
-STATESCAN_API int statescan_contract_version() { return 7; }
+STATESCAN_API int statescan_contract_version() { return 8; }
 
 STATESCAN_API const char* statescan_levels() { return STATESCAN_LEVELS; }
 

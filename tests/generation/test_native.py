@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 import statescan
-from statescan.generation import _native_plan, compile_for_generation, generate, native_reason, stream
+from statescan.generation import Session, _native_plan, compile_for_generation, generate, native_reason, stream
 from statescan.kernels import cpu
 from tests.generation import _models
 
@@ -148,6 +148,27 @@ def test_a_prompt_longer_than_the_workspace_is_read_in_parts():
     with torch.no_grad():
         expected, _ = model(tokens)
     assert distance(compiled.session().read(tokens, last=600), expected[:, -600:]) < 1e-5
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_threads_follow_each_other_through_a_long_prompt(threads, dtype, monkeypatch):
+    model = build("hybrid")
+    tokens = torch.randint(0, 256, (1, 450))
+    monkeypatch.setattr(Session, "_apart", lambda session, length: length > 64)  # however few layers there are
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        session = compile_for_generation(model, dtype).session()
+        some = session.read(tokens[:, :321], last=131)
+        none = session.read(tokens[:, 321:448], last=0)
+        found = torch.cat([some, session.read(tokens[:, 448:], last=2)], dim=1)
+    finally:
+        torch.set_num_threads(before)
+    with torch.no_grad():
+        expected, _ = model(tokens)
+    assert none.shape[1] == 0
+    assert distance(found, torch.cat([expected[:, 190:321], expected[:, 448:]], dim=1)) < BOUNDS[dtype]
 
 
 @pytest.mark.parametrize("name", ["mamba_tiny", "mamba2_tiny", "transformer_tiny", "hybrid_tiny"])

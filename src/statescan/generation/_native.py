@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,12 @@ from statescan.generation._native_plan import (
 from statescan.kernels import cpu
 from statescan.layers import Attention, AttentionState, Mamba, State
 
-_ROWS = 512  # of activations at a time: memory does not grow with a prompt
+# Rows of activations at a time: memory does not grow with a prompt, and what a layer makes of them stays in the cache.
+_ROWS, _MOST_ROWS = 128, 512
+_POSITIONS = 16  # of each of many sequences, for which states are fetched once
+_PIECE = 64  # rows of a long prompt that a thread takes by itself
 _ENTRIES = 256  # of an attention cache, to begin with
+_LARGE = 8 << 20  # bytes of state
 
 
 def compile_for_generation(
@@ -77,6 +81,7 @@ class CompiledModel:
     def __init__(self, model: Any, plan: Plan):
         self.model, self.plan = model, plan
         self.config, self.family = model.config, model.family
+        self._spare: list[_Workspace] = []  # the last prompt's: fresh memory costs as much as a few layers
 
     @property
     def dtype(self) -> str:
@@ -158,6 +163,16 @@ class CompiledModel:
         self.model._check(tokens, ndim)
 
 
+class _Workspace(NamedTuple):
+    """Memory for what the engine makes on the way: of so many rows at most, or of so many by each thread `apart`."""
+
+    rows: int
+    entries: int
+    threads: int
+    apart: bool
+    memory: Tensor
+
+
 class Session:
     """One or several sequences being decoded together; the state moves on in place."""
 
@@ -168,11 +183,14 @@ class Session:
         self._layers = (LayerState * max(1, len(compiled.plan.layers)))()
         self._tensors: list[dict[str, Tensor]] = []
         self._cached = 0
-        for (index, mixer), layer in zip(compiled.plan.layers, self._layers):  # noqa: B905
+        for index, mixer in compiled.plan.layers:
             self._tensors.append({} if mixer is None else self._load(mixer, state[str(index)]))
-            self._point(layer, self._tensors[-1])
-        self._run = cpu.function("decode_run", "ppplllpplli")
-        self._workspace: tuple[int, int, int, Tensor] | None = None
+        if self.nbytes >= _LARGE:
+            self._move_to_large_pages()
+        for layer, tensors in zip(self._layers, self._tensors):  # noqa: B905
+            self._point(layer, tensors)
+        self._run = cpu.function("decode_run", "ppplllppllii")
+        self._workspace: _Workspace | None = None
 
     # ---- decoding ----------------------------------------------------------------------------------------------
 
@@ -182,33 +200,43 @@ class Session:
         self._workspace = self._sized(self._workspace, self.batch_size, 1)
         return self._advance(tokens[:, None], 1, self._workspace)[:, 0]
 
-    def read(self, tokens: Tensor, *, last: int = 1, chunk: int = _ROWS) -> Tensor:
+    def read(self, tokens: Tensor, *, last: int = 1, chunk: int = _MOST_ROWS) -> Tensor:
         """Prompts of one length, (batch, length) -> logits of the last positions (batch, last, vocabulary).
 
-        Memory does not grow with the length, but for an attention layer's cache: `chunk` tokens, at most 512, are read
-        at a time.
+        Memory does not grow with the length, but for an attention layer's cache: at most `chunk` tokens of a sequence are
+        read at a time, and fewer where 128 rows of activations, or 16 tokens of each of many sequences, are fewer. Of a
+        long prompt each thread takes pieces of 64 by itself, one layer behind the thread with the piece before.
         """
         self._check(tokens, 2)
         length = tokens.shape[1]
         if not 0 <= last <= length:
             raise ValueError(f"last: from 0 to the {length} positions read, got {last}")
-        columns = max(1, min(chunk, _ROWS) // self.batch_size)
-        workspace = None
+        most = max(_ROWS // self.batch_size, min(_POSITIONS, _MOST_ROWS // self.batch_size))
+        columns = max(1, min(chunk // self.batch_size, most))
+        rows = self.batch_size * min(columns, length)
+        apart = self._apart(min(chunk, _MOST_ROWS, length))
+        if apart:
+            columns, rows = min(chunk, _MOST_ROWS), _PIECE
+        spare = self.compiled._spare
+        try:
+            workspace = spare.pop()
+        except IndexError:  # it is the first prompt, or another thread reads one
+            workspace = None
         parts = []
         for start in range(0, length, columns):
             stop = min(start + columns, length)
-            workspace = self._sized(workspace, self.batch_size * min(columns, length), stop - start)
+            workspace = self._sized(workspace, rows, stop - start, apart)
             parts.append(
                 self._advance(tokens[:, start:stop], max(0, min(stop - start, last - (length - stop))), workspace)
             )
+        spare[:] = [workspace] if workspace else []
         return parts[-1] if len(parts) == 1 else torch.cat(parts, dim=1)
 
-    def _advance(self, tokens: Tensor, last: int, workspace: tuple[int, int, int, Tensor]) -> Tensor:
+    def _advance(self, tokens: Tensor, last: int, workspace: _Workspace) -> Tensor:
         sequences, length = tokens.shape
         vocabulary = self.compiled.config.padded_vocab_size
         tokens = tokens.to(torch.int64).contiguous()
         logits = torch.empty(sequences, last, -(-vocabulary // 16) * 16)
-        rows, entries, threads, memory = workspace
         for layer in self._layers:
             layer.cached = self._cached
         failed = self._run(
@@ -219,10 +247,11 @@ class Session:
             length,
             last,
             logits.data_ptr(),
-            memory.data_ptr(),
-            rows,
-            entries,
-            threads,
+            workspace.memory.data_ptr(),
+            workspace.rows,
+            workspace.entries,
+            workspace.threads,
+            workspace.apart,
         )
         if failed:
             raise RuntimeError("the native engine refused a call; this is a mistake in statescan, please report it")
@@ -234,18 +263,22 @@ class Session:
         if tokens.shape[0] != self.batch_size:
             raise ValueError(f"tokens: the session has {self.batch_size} sequences, got {tokens.shape[0]}")
 
-    def _sized(
-        self, workspace: tuple[int, int, int, Tensor] | None, rows: int, more: int
-    ) -> tuple[int, int, int, Tensor]:
+    def _apart(self, length: int) -> bool:
+        """Whether threads that follow each other through a prompt lose less than a sixteenth at its beginning and end."""
+        threads, pieces = cpu.threads(), -(-length // _PIECE)
+        lost = 16 * threads * (threads - 1)
+        return self.batch_size == 1 and pieces > 1 and lost <= pieces * len(self.compiled.plan.layers)
+
+    def _sized(self, workspace: _Workspace | None, rows: int, more: int, apart: bool = False) -> _Workspace:
         """Room for `more` entries in the caches, and a workspace for so many rows."""
         entries = self._grow(self._cached + more)
         threads = cpu.threads()
-        if workspace is not None and workspace[:3] == (rows, entries, threads):
+        if workspace and workspace[2:4] == (threads, apart) and workspace.rows >= rows and workspace.entries >= entries:
             return workspace
         size = ctypes.c_int64()
-        measure = cpu.function("decode_workspace", "pllip")
-        measure(self.compiled.plan.address, rows, entries, threads, ctypes.addressof(size))
-        return rows, entries, threads, Arena().take(size.value)  # fresh memory is zero
+        measure = cpu.function("decode_workspace", "plliip")
+        measure(self.compiled.plan.address, rows, entries, threads, apart, ctypes.addressof(size))
+        return _Workspace(rows, entries, threads, apart, Arena().take(size.value))  # fresh memory is zero
 
     @property
     def nbytes(self) -> int:
@@ -253,6 +286,13 @@ class Session:
         return sum(tensor.nbytes for tensors in self._tensors for tensor in tensors.values())
 
     # ---- states ------------------------------------------------------------------------------------------------
+
+    def _move_to_large_pages(self) -> None:
+        """Every token goes through all states, whose pages would else be more than the processor keeps track of."""
+        arena = Arena()
+        for tensors in self._tensors:
+            for name, tensor in tensors.items():
+                tensors[name] = arena.take(tensor.nbytes).view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
     def state(self, rows: Tensor | Sequence[int] | None = None) -> State:
         """A copy of the state, as the model's own layers have it, of all sequences or those named."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch  # first: torch brings the OpenMP runtime whose thread pool the library shares
 
-CONTRACT_VERSION = 7
+CONTRACT_VERSION = 8
 LIBRARY_NAME = "libstatescan_cpu"
 
 #: Element types as the kernels know them (`DType` in csrc/common.h).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,30 +30,34 @@ def accepts(
     )
 
 
-def forward(
-    x: Tensor,
-    selected: Tensor,
-    delta_weight: Tensor,
-    A: Tensor,
-    D: Tensor,
-    order: Tensor,
-    delta_bias: Tensor,
-) -> Tensor:
-    """The sum over walks, (batch, cells, channels)."""
-    batch, cells, channels = x.shape
-    walks, length = order.shape
-    rank, states = delta_weight.shape[2], A.shape[1]
-    x = x if x.stride(2) == 1 and (batch == 1 or x.stride(0) == cells * x.stride(1)) else x.contiguous()
-    selected = selected.contiguous()
+class Weights(NamedTuple):
+    """What a kernel reads beside the cells, channels side by side and padded to whole registers."""
+
+    delta_weight: Tensor  # (walks, rank, width)
+    A: Tensor  # (walks, states, width), over ln 2
+    D: Tensor  # (walks, width)
+    delta_bias: Tensor  # (walks, width)
+
+
+def arrange(delta_weight: Tensor, A: Tensor, D: Tensor, delta_bias: Tensor) -> Weights:
+    """Weights as the kernel reads them."""
+    walks, channels = delta_weight.shape[:2]
     padding = -channels % _LANES
-    by_channel = [
+    by_channel = (
         delta_weight.transpose(1, 2),
         (A.unflatten(0, (walks, channels)) / math.log(2)).transpose(1, 2),
         D.unflatten(0, (walks, channels)),
         delta_bias.unflatten(0, (walks, channels)),
-    ]
-    weights = [(F.pad(tensor, (0, padding)) if padding else tensor).contiguous() for tensor in by_channel]
-    order = order.to(torch.int32).contiguous()
+    )
+    return Weights(*((F.pad(tensor, (0, padding)) if padding else tensor).contiguous() for tensor in by_channel))
+
+
+def forward(x: Tensor, selected: Tensor, weights: Weights, order: Tensor) -> Tensor:
+    """The sum over walks, (batch, cells, channels); `order` is int32."""
+    batch, cells, channels = x.shape
+    walks, length = order.shape
+    x = x if x.stride(2) == 1 and (batch == 1 or x.stride(0) == cells * x.stride(1)) else x.contiguous()
+    selected = selected.contiguous()
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     threads = max(1, min(cpu.threads(), batch * walks * length * channels // _WORK_PER_THREAD))
     cpu.function("merged_scan_forward", "plpll" + "p" * 5 + "l" * 8 + "pi")(
@@ -68,9 +73,9 @@ def forward(
         walks,
         length,
         channels,
-        channels + padding,
-        rank,
-        states,
+        weights.D.shape[1],
+        weights.delta_weight.shape[1],
+        weights.A.shape[1],
         y.data_ptr(),
         threads,
     )

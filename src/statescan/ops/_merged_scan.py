@@ -55,7 +55,8 @@ def merged_scan(
     if cpu_merged_scan.accepts(*floats, order) and unheard("cpu", *floats) and cpu.available():
         checks.no_nan(_NAME, "A", A)
         checks.cells(_NAME, order, x.shape[1])
-        return cpu_merged_scan.forward(x, selected, delta_weight, A, D, order, delta_bias)
+        weights = cpu_merged_scan.arrange(delta_weight, A, D, delta_bias)
+        return cpu_merged_scan.forward(x, selected, weights, order.to(torch.int32).contiguous())
     dt, B, C = selected.split([rank, states, states], dim=-1)
     delta = torch.einsum("bckr,ker->bcke", dt, delta_weight.to(dt.dtype))
     return route_scan(x, delta, A, B, C, D, order=order, delta_bias=delta_bias, delta_softplus=True).sum(2)

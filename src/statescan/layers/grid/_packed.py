@@ -13,7 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from statescan.kernels import cpu, cpu_merged_scan
 from statescan.layers.grid._parts import GridConvolution
+from statescan.layers.grid._route_scan import RouteScan
+from statescan.ops._dispatch import unheard
+from statescan.routes import Route
 
 #: oneDNN's names of activations, with what tells variants of one apart.
 _ACTIVATIONS: dict[type[nn.Module], tuple[str, str]] = {
@@ -44,19 +48,18 @@ def fused_activation(activation: nn.Module) -> tuple[str, str] | None:
 class _Packed(nn.Module):
     """What both share: weights that are arranged when they are first needed, and never copied or saved so."""
 
-    weight: Tensor
     activation: nn.Module
     fused: tuple[str, str]
+    arranged: dict[Any, Any]
 
     def _begin(self, activation: nn.Module) -> None:
         fused = fused_activation(activation)
         assert fused is not None, f"no fused form of {activation}"
-        self.activation, self.fused = activation, fused
-        self.arranged: dict[Any, Tensor] = {}
+        self.activation, self.fused, self.arranged = activation, fused, {}
 
-    def _takes(self, x: Tensor) -> bool:
+    @staticmethod
+    def _takes(x: Tensor, weight: Tensor) -> bool:
         """Whether the operators run; else the plain layer does, with gradients."""
-        weight = self.weight
         return (
             type(x) in (Tensor, nn.Parameter)
             and x.dtype == weight.dtype == torch.float32
@@ -97,7 +100,7 @@ class PackedLinear(_Packed, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
-        if not self._takes(x):
+        if not self._takes(x, self.weight):
             return self.activation(F.linear(x, self.weight.flatten(1), self.bias))
         if not self.arranged:
             self.arranged[None] = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach().flatten(1).contiguous())
@@ -129,7 +132,7 @@ class PackedConvolution(_Packed, nn.Conv2d):
         """(batch, height, width, channels in) -> (batch, new height, new width, channels out)."""
         x = x.permute(0, 3, 1, 2)
         geometry = self.stride, self.dilation, self.groups
-        if not self._takes(x):
+        if not self._takes(x, self.weight):
             return self.activation(
                 F.conv2d(x, self.weight, self.bias, geometry[0], self.padding, *geometry[1:])
             ).permute(0, 2, 3, 1)
@@ -145,8 +148,49 @@ class PackedConvolution(_Packed, nn.Conv2d):
         return y.permute(0, 2, 3, 1)
 
 
+class PackedRouteScan(_Packed, RouteScan):
+    """Scans along a route whose weights are arranged once, for the projection of the cells and for the scans.
+
+    Arguments:
+        scan: what it takes the place of; it keeps its parameters.
+    """
+
+    def __init__(self, scan: RouteScan):
+        nn.Module.__init__(self)
+        self.channels, self.walks = scan.channels, scan.walks
+        self.state_dim, self.dt_rank = scan.state_dim, scan.dt_rank
+        for name, parameter in scan.named_parameters():
+            self.register_parameter(name, parameter)
+        self.arranged = {}
+
+    def forward(self, grid: Tensor, route: Route) -> Tensor:
+        """Scan a grid (batch, height, width, channels) along a route: the sum over walks, of the same shape."""
+        batch, height, width, channels = grid.shape
+        if (
+            channels != self.channels
+            or route.walks != self.walks
+            or route.misses(height, width)
+            or not (cpu.available() and unheard("cpu", grid) and self._takes(grid, self.selection_weight))
+        ):
+            return super().forward(grid, route)
+        if "scan" not in self.arranged:
+            rates = -torch.exp(self.A_log.detach())
+            weights = self.delta_weight.detach(), rates, self.D.detach(), self.delta_bias.detach().flatten()
+            plain = self.selection_weight.detach().flatten(0, 1).contiguous()
+            self.arranged["scan"] = cpu_merged_scan.arrange(*weights)
+            self.arranged["selection"] = torch.ops.mkldnn._reorder_linear_weight(plain)
+        table = route.table(height, width, grid.device)
+        if self.arranged.get("table") is not table:  # the last grid's walks are likely the next one's
+            self.arranged["table"], self.arranged["order"] = table, table.to(torch.int32).contiguous()
+        cells = grid.reshape(batch, height * width, channels)
+        selected = torch.ops.mkldnn._linear_pointwise(cells, self.arranged["selection"], None, "none", [], "")
+        selected = selected.view(batch, height * width, self.walks, -1)
+        y = cpu_merged_scan.forward(cells, selected, self.arranged["scan"], self.arranged["order"])
+        return y.view(grid.shape)
+
+
 def pack(module: nn.Module) -> nn.Module:
-    """Replace the linear layers and convolutions inside a module by packed ones, in place.
+    """Replace the linear layers, convolutions and scans along routes inside a module by packed ones, in place.
 
     A module whose class has `activated`, names of layers after each of which its ``activation`` comes at once, gets them
     in one, and so does an `nn.Sequential` that holds them one after the other.
@@ -186,6 +230,8 @@ def _fuses(module: nn.Module, names: tuple[str, ...], activation: Any) -> bool:
 def _packable(layer: nn.Module) -> bool:
     if isinstance(layer, _Packed):
         return False
+    if type(layer) is RouteScan:
+        return layer.state_dim in cpu_merged_scan.STATES
     if isinstance(layer, nn.Conv2d):
         if not isinstance(layer, GridConvolution) or isinstance(layer.padding, str) or layer.padding_mode != "zeros":
             return False
@@ -197,6 +243,8 @@ def _packable(layer: nn.Module) -> bool:
 
 
 def _packed(layer: nn.Module, activation: nn.Module | None) -> nn.Module:
+    if isinstance(layer, RouteScan):
+        return PackedRouteScan(layer)
     if isinstance(layer, GridConvolution) and not layer.pointwise:
         return PackedConvolution(layer, activation)
     assert isinstance(layer, (nn.Linear, GridConvolution))

@@ -1,10 +1,13 @@
 """`merged_scan`: its kernel against the composition and the float64 reference."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from statescan import ops, routes
 from statescan.kernels import cpu_merged_scan
+from statescan.layers import grid
 
 CASES = {
     "VMamba": dict(route="cross", size=(6, 5), channels=32, rank=3),
@@ -107,3 +110,17 @@ def test_bad_arguments_are_named(change, message):
     made = arguments(route="cross", size=(3, 3), channels=16, rank=2)
     with torch.no_grad(), pytest.raises(ValueError, match=message):
         ops.merged_scan(**made | change)
+
+
+def test_a_route_that_joins_walks_otherwise_is_obeyed():
+    class Halved(routes.Route):
+        def join(self, values, how="sum"):
+            return super().join(values, how) / 2
+
+    plain = routes.get("cross")
+    halved = Halved(**{field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)})
+    scan = grid.RouteScan(8, 4, state_dim=1, dt_rank=2)
+    cells = torch.randn(1, 3, 4, 8)
+    with torch.no_grad():
+        for module in (scan, grid.PackedRouteScan(scan)):
+            torch.testing.assert_close(module(cells, halved), module(cells, plain) / 2)

@@ -110,6 +110,11 @@ class Route:
         """
         return merge_rule(how)(values)
 
+    @property
+    def adds(self) -> bool:
+        """Whether `join` adds the walks up; a subclass may do something else with them."""
+        return type(self).join is Route.join
+
     def length(self, height: int, width: int) -> int:
         """How long the walks are, with what they pad."""
         return _constant_length(self, index(height), index(width))

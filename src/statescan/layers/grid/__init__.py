@@ -13,7 +13,7 @@ from statescan.layers.grid._local_scan import DIRECTIONS, LocalScan, WalkMixer, 
 from statescan.layers.grid._morphology import ConvolvedMorphology, Morphology, dilation, erosion
 from statescan.layers.grid._multi_head_scan import HEADS, GatedMultiHeadScan, MultiHeadScan
 from statescan.layers.grid._multiscale import MultiScaleSS2D
-from statescan.layers.grid._packed import PackedConvolution, PackedLinear, pack, packs
+from statescan.layers.grid._packed import PackedConvolution, PackedLinear, PackedRouteScan, pack, packs
 from statescan.layers.grid._parts import (
     ConvolutionNorm,
     DropPath,
@@ -104,6 +104,7 @@ __all__ = [
     "OverlappingStem",
     "PackedConvolution",
     "PackedLinear",
+    "PackedRouteScan",
     "PatchEmbedding",
     "PatchMerging",
     "PatchTokens",

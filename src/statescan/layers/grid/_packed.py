@@ -170,6 +170,7 @@ class PackedRouteScan(_Packed, RouteScan):
             channels != self.channels
             or route.walks != self.walks
             or route.misses(height, width)
+            or not route.adds
             or not (cpu.available() and unheard("cpu", grid) and self._takes(grid, self.selection_weight))
         ):
             return super().forward(grid, route)

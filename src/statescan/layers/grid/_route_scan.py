@@ -65,9 +65,9 @@ class RouteScan(nn.Module):
     def forward(self, grid: Tensor, route: Route) -> Tensor:
         """Scan a grid (batch, height, width, channels) along a route: the sum over walks, of the same shape."""
         height, width = grid.shape[1:3]
-        if route.misses(height, width):
-            if route.shares(height, width):
-                return route.merge(self.scan(route.walk(grid)), height, width)
+        if route.misses(height, width) and route.shares(height, width):
+            return route.merge(self.scan(route.walk(grid)), height, width)
+        if route.misses(height, width) or not route.adds:
             return route.join(self.walks_of(grid, route))
         cells, selected = self._selected(grid, route)
         y = ops.merged_scan(
